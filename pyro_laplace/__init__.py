@@ -1,0 +1,46 @@
+"""Laplace approximations for any Pyro program."""
+
+from pyro_laplace import plots
+from pyro_laplace._errors import (
+    IndefiniteCurvature,
+    InvalidData,
+    InvalidOption,
+    LaplaceError,
+    LaplaceWarning,
+    NotAMode,
+    NotAModeWarning,
+    TooLarge,
+    UnsupportedProgram,
+)
+from pyro_laplace.compare import compare
+from pyro_laplace.datatree import to_datatree
+from pyro_laplace.guide import AutoLaplace
+from pyro_laplace.inference import fit_nuts, fit_svi
+from pyro_laplace.laplace import fit_laplace
+from pyro_laplace.mode import fit_map
+from pyro_laplace.predictive import linearize
+from pyro_laplace.program import init_to_start
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutoLaplace",
+    "IndefiniteCurvature",
+    "InvalidData",
+    "InvalidOption",
+    "LaplaceError",
+    "LaplaceWarning",
+    "NotAMode",
+    "NotAModeWarning",
+    "TooLarge",
+    "UnsupportedProgram",
+    "compare",
+    "fit_laplace",
+    "fit_map",
+    "fit_nuts",
+    "fit_svi",
+    "init_to_start",
+    "linearize",
+    "plots",
+    "to_datatree",
+]

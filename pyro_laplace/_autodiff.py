@@ -1,0 +1,114 @@
+"""Dense Jacobians and Hessians of functions of theta, by `torch.func`, in chunks of bounded memory."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._typing import Matrix, Rows, Theta
+
+CHUNK_ELEMENTS = 2**24
+"""Elements that one vectorised pass may produce."""
+
+
+def _chunks(size: int, per_item: int) -> Iterator[tuple[int, int]]:
+    step = max(1, min(size, CHUNK_ELEMENTS // max(per_item, 1)))
+    for start in range(0, size, step):
+        yield start, min(start + step, size)
+
+
+def _basis(start: int, stop: int, size: int, like: Tensor) -> Tensor:
+    basis = torch.zeros(stop - start, size, dtype=like.dtype, device=like.device)
+    basis[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
+    return basis
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Torch's first forward-mode pass of a process scripts its decompositions, and warns of its own deprecated call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.jit")
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
+
+
+def jvp(fn: Callable[[Tensor], Any], theta: Theta, tangent: Theta) -> tuple[Any, Any]:
+    """fn(theta) and J v by forward-mode AD; fn may return any tree of tensors."""
+    _load_forward_mode()
+    return torch.func.jvp(fn, (theta,), (tangent,))
+
+
+def pusher(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The value of fn at theta, and the map v -> J v.
+
+    Forward-mode AD where every operation supports it, else the transpose of the transpose: v -> J v is the gradient of the
+    linear map u -> J'u.
+    """
+    try:
+        value, _ = jvp(fn, theta, torch.zeros_like(theta))
+    except (RuntimeError, NotImplementedError):
+        value, pull = torch.func.vjp(fn, theta)
+        _, transpose = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))
+        return value, lambda v: transpose(v)[0]
+    return value, lambda v: jvp(fn, theta, v)[1]
+
+
+def column_blocks(fn: Callable[[Tensor], Tensor], theta: Theta) -> Iterator[tuple[slice, Tensor]]:
+    """Columns of the Jacobian of fn at theta by forward-mode AD.
+
+    Args:
+        fn: theta [params] to [rows].
+        theta: the point.
+
+    Yields:
+        a slice of theta's coordinates, and their columns as rows [columns, rows].
+    """
+    value, push = pusher(fn, theta)
+    for start, stop in _chunks(theta.numel(), 8 * max(value.numel(), theta.numel())):
+        yield slice(start, stop), torch.func.vmap(push)(_basis(start, stop, theta.numel(), theta))
+
+
+def jacobian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Rows:
+    """The Jacobian [rows, params] of fn at theta: reverse mode if it has fewer rows than columns, else forward mode."""
+    rows, params = fn(theta).numel(), theta.numel()
+    if rows < params:
+        value, pull = torch.func.vjp(fn, theta)
+        blocks = [
+            torch.func.vmap(lambda v: pull(v)[0])(_basis(start, stop, rows, value))
+            for start, stop in _chunks(rows, 8 * params)
+        ]
+        return torch.cat(blocks) if blocks else theta.new_zeros(0, params)
+    return torch.cat([block for _, block in column_blocks(fn, theta)]).T
+
+
+def hessian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Matrix:
+    """The Hessian [params, params] of a scalar fn at theta, reverse over reverse."""
+    gradient, pull = torch.func.vjp(torch.func.grad(fn), theta)
+    blocks = [
+        torch.func.vmap(lambda v: pull(v)[0])(_basis(start, stop, theta.numel(), gradient))
+        for start, stop in _chunks(theta.numel(), 32 * theta.numel())
+    ]
+    dense = torch.cat(blocks)
+    return (dense + dense.T) / 2
+
+
+def hessian_diagonal(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Theta, bool]:
+    """The diagonal of the Hessian of a scalar fn, and whether the Hessian is diagonal.
+
+    For a diagonal H, ``(H v) * v = diag H`` for every vector v of signs; two random ones that disagree disprove it,
+    and the diagonal is then read off the dense columns.
+    """
+    gradient, pull = torch.func.vjp(torch.func.grad(fn), theta)
+    generator = torch.Generator().manual_seed(0)
+    signs = (torch.randint(0, 2, (2, theta.numel()), generator=generator) * 2 - 1).to(gradient)
+    first, second = (sign * pull(sign)[0] for sign in signs)
+    if torch.allclose(first, second, rtol=1e-5, atol=1e-6 * float(first.abs().max().nan_to_num())):
+        return first, True
+    diagonal = [
+        torch.func.vmap(lambda v: (pull(v)[0] * v).sum())(_basis(start, stop, theta.numel(), gradient))
+        for start, stop in _chunks(theta.numel(), 32 * theta.numel())
+    ]
+    return torch.cat(diagonal), False

@@ -1,0 +1,21 @@
+"""Curvature of the log joint: generalised Gauss-Newton or exact Hessian, dense or diagonal."""
+
+from pyro_laplace.curvature.accumulate import (
+    CURVATURES,
+    Curvature,
+    likelihood_diagonal,
+    likelihood_matrix,
+    prior_diagonal,
+    prior_matrix,
+)
+from pyro_laplace.curvature.point import Point
+
+__all__ = [
+    "CURVATURES",
+    "Curvature",
+    "Point",
+    "likelihood_diagonal",
+    "likelihood_matrix",
+    "prior_diagonal",
+    "prior_matrix",
+]

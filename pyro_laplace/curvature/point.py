@@ -1,0 +1,39 @@
+"""A point of theta with some of its coordinates free."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._typing import Theta
+from pyro_laplace.program import Program
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point theta, of which the coordinates `index`, in ascending order, are free."""
+
+    theta: Tensor
+    index: Tensor
+
+    @property
+    def part(self) -> Theta:
+        """The free coordinates."""
+        return self.theta[self.index]
+
+    def on(self, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A function of theta as a function of the free coordinates."""
+        if len(self.index) == len(self.theta):
+            return fn
+        return lambda part: fn(self.theta.index_copy(0, self.index, part))
+
+    def positions(self) -> Tensor:
+        """Where each coordinate of theta lies among the free ones [params]; -1 if it does not."""
+        positions = torch.full((len(self.theta),), -1, device=self.index.device)
+        return positions.index_copy(0, self.index, torch.arange(len(self.index), device=self.index.device))
+
+    def sites(self, program: Program) -> frozenset[str]:
+        """The free sites; a site is free as a whole."""
+        free = self.positions() >= 0
+        return frozenset(name for name, latent in program.latents.items() if bool(free[latent.slice].all()))

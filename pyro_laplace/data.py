@@ -1,0 +1,86 @@
+"""What `data` may be: one batch, or a re-iterable of batches.
+
+A `tuple` is one batch called as ``model(*batch)``, a `dict` one called as ``model(**batch)``, a tensor one called as
+``model(batch)``. Any other iterable (a `DataLoader`, a list) is a sequence of batches, whose items may also be lists.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pyro_laplace._errors import InvalidData
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of one call of the model."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A re-iterable of batches; `one_batch` if the caller gave a single one."""
+
+    source: Any
+    one_batch: bool
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.one_batch:
+            yield _as_batch(self.source)
+            return
+        for item in self.source:
+            yield _as_batch(tuple(item) if isinstance(item, list) else item)
+
+    def first(self) -> Batch:
+        """The first batch.
+
+        Raises:
+            InvalidData: if there is none.
+        """
+        for batch in self:
+            return batch
+        raise InvalidData(
+            "data holds no batch: give a tuple (x, y), a dict, a tensor, or a list or DataLoader of these"
+        )
+
+
+def as_data(data: Any) -> Data:
+    """Read a user's `data` argument.
+
+    Args:
+        data: a tuple, dict or tensor (one batch), or a re-iterable of these.
+
+    Raises:
+        InvalidData: for a one-shot iterator, or for something that is not iterable.
+    """
+    if isinstance(data, Data):
+        return data
+    if isinstance(data, Batch | tuple | Mapping | Tensor):
+        return Data(data, one_batch=True)
+    if isinstance(data, Iterator):
+        raise InvalidData(
+            f"data is a one-shot {type(data).__name__}, and every pass over the data needs it anew: "
+            "give list(data), or a DataLoader"
+        )
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+        raise InvalidData(
+            f"data is a {type(data).__name__}: give a tuple called as model(*data), a dict called as model(**data), "
+            "a tensor called as model(data), () for a model without arguments, or a list or DataLoader of batches"
+        )
+    return Data(data, one_batch=False)
+
+
+def _as_batch(item: Any) -> Batch:
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, Mapping):
+        return Batch(kwargs=item)
+    if isinstance(item, tuple):
+        return Batch(args=item)
+    if isinstance(item, Tensor):
+        return Batch(args=(item,))
+    raise InvalidData(f"a batch is a {type(item).__name__}: expected a tuple, list, dict or tensor")

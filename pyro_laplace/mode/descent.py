@@ -1,0 +1,36 @@
+"""L-BFGS for programs too large for a dense Hessian."""
+
+import numpy as np
+import scipy.optimize
+import torch
+
+from pyro_laplace._typing import Theta
+from pyro_laplace.mode.objective import Objective
+
+
+def descend(objective: Objective, steps: int = 1000) -> Theta:
+    """A lower point of minus the log joint over the objective's free coordinates, float64, by scipy's L-BFGS-B.
+
+    Args:
+        objective: what to minimise, from its own `theta`.
+        steps: at most so many iterations.
+
+    Returns:
+        the free coordinates [params]; never worse than where the search began.
+    """
+    start = objective.start
+
+    def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = objective.value_and_gradient(torch.from_numpy(x).to(start.device))
+        if not bool(torch.isfinite(value) and gradient.isfinite().all()):
+            return float("inf"), np.zeros_like(x)
+        return float(value), gradient.cpu().numpy()
+
+    found = scipy.optimize.minimize(
+        value_and_gradient,
+        start.cpu().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": steps, "maxcor": 20, "ftol": objective.resolution, "gtol": 0.0},
+    )
+    return torch.from_numpy(found.x).to(start.device)

@@ -1,0 +1,129 @@
+"""The SVI loop: full batch or mini-batches, with prior and likelihood in their true proportion, until the loss settles."""
+
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from tqdm.auto import tqdm
+
+from pyro_laplace._compat import site_is_subsample
+from pyro_laplace._errors import InvalidOption
+from pyro_laplace.data import Batch, Data
+from pyro_laplace.program import Program
+
+WINDOW = 100
+"""Steps (at least one pass) over which the loss is averaged before it is judged."""
+
+PATIENCE = 3
+"""Windows without an improvement after which the step size falls, and in the end the training stops."""
+
+DECAYS = (0.1, 0.1)
+"""Factors by which the step size falls, one after the other, before the training stops."""
+
+
+class _Share(Messenger):
+    """Scales one batch's log density so that the batches of a pass add up to that of all data.
+
+    Latent sites count 1 / batches; a plate's own subsample scale is undone at observed sites, which the batches of a pass
+    visit once. A plate that draws its own indices states the proportion already.
+    """
+
+    def __init__(self, program: Program, batches: int) -> None:
+        super().__init__()
+        self.program, self.batches = program, batches
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or self.program.own_indices:
+            return
+        if msg["name"] in self.program.latents:
+            msg["scale"] = msg["scale"] / self.batches
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name in self.program.external:
+                _, visited = self.program.external[frame.name]
+                msg["scale"] = msg["scale"] * (frame.size / visited)
+
+
+def train(
+    program: Program,
+    guide: Callable[..., Any],
+    data: Data,
+    *,
+    hide: frozenset[str] = frozenset(),
+    optim: Any = None,
+    num_steps: int = 5000,
+    learning_rate: float = 0.01,
+    tolerance: float = 0.1,
+    progress: bool = True,
+    description: str = "SVI",
+) -> list[float]:
+    """Train a guide with `SVI` and `Trace_ELBO` until the loss settles.
+
+    The loss is averaged over windows of `WINDOW` steps. When it has not fallen by `tolerance` nats for `PATIENCE` windows, the step
+    size is divided by ten, twice, then the training ends.
+
+    Args:
+        program: the traced program.
+        guide: the guide, which the model's own params train with.
+        data: the data, visited in order.
+        hide: params that stay as they are.
+        optim: a Pyro optimiser; None means Adam with `learning_rate`.
+        num_steps: at most so many steps.
+        learning_rate: Adam's step size.
+        tolerance: improvement of the ELBO, in nats over all data, that counts as one.
+        progress: whether to show a progress bar.
+        description: the bar's label.
+
+    Returns:
+        the loss of every window, in nats over all data.
+
+    Raises:
+        InvalidOption: if `num_steps` is not positive.
+    """
+    if num_steps < 1:
+        raise InvalidOption(f"num_steps={num_steps} leaves nothing to train: give a positive number")
+    batches = sum(1 for _ in data)
+    optim = optim or pyro.optim.Adam({"lr": learning_rate})
+    model = _Share(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
+    scaled_guide = poutine.scale(guide, scale=1.0 if program.own_indices else 1.0 / batches)
+    svi = SVI(model, scaled_guide, optim, Trace_ELBO())
+    window = max(WINDOW // batches, 1) * batches
+    losses: list[float] = []
+    decays, best, stale, total = list(DECAYS), float("inf"), 0, 0.0
+    with tqdm(total=num_steps, desc=description, disable=not progress) as bar:
+        for step, batch in enumerate(_forever(data), start=1):
+            total += svi.step(*batch.args, **batch.kwargs)
+            bar.update()
+            if step % window == 0:
+                losses.append(total * batches / window)
+                total = 0.0
+                bar.set_postfix(loss=f"{losses[-1]:.4g}")
+                stale = 0 if losses[-1] < best - tolerance else stale + 1
+                best = min(best, losses[-1])
+                if stale >= PATIENCE:
+                    if not decays:
+                        break
+                    _slow_down(optim, decays.pop(0))
+                    stale = 0
+            if step >= num_steps:
+                break
+    return losses
+
+
+def _forever(data: Data) -> Iterator[Batch]:
+    if data.one_batch:
+        yield from cycle(data)
+    while True:
+        yield from data
+
+
+def _slow_down(optim: Any, factor: float) -> None:
+    for each in getattr(optim, "optim_objs", {}).values():
+        if isinstance(each, torch.optim.Optimizer):
+            for group in each.param_groups:
+                group["lr"] *= factor

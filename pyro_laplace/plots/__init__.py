@@ -1,0 +1,11 @@
+"""Figures of posteriors and of what they predict: matplotlib figures, made without a display.
+
+Each function returns a `matplotlib.figure.Figure`; save it with ``figure.savefig(path)``.
+"""
+
+from pyro_laplace.plots.calibration import calibration, pit
+from pyro_laplace.plots.forest import posterior_forest
+from pyro_laplace.plots.predictions import class_surface, predictive_bands
+from pyro_laplace.plots.table import comparison
+
+__all__ = ["calibration", "class_surface", "comparison", "pit", "posterior_forest", "predictive_bands"]

@@ -1,0 +1,105 @@
+"""Running a program at many draws of its latent values at once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._compat import undisturbed
+from pyro_laplace._errors import InvalidOption
+from pyro_laplace._typing import Values
+from pyro_laplace.data import Data
+from pyro_laplace.program import Chunk, Program, Run, log_lik_of
+
+CHUNK_ELEMENTS = 2**25
+"""Elements that the observed sites of one vectorised pass may hold."""
+
+
+def draw_log_lik(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
+    """Pointwise log likelihood of every draw.
+
+    Args:
+        program: the traced program.
+        draws: latent site to draws [draws, *shape], constrained.
+        data: the data, visited once; batches are joined along the leftmost dim of each site that has one.
+
+    Returns:
+        observed site name to [draws, *batch_shape].
+    """
+    return _join([over_draws(program, draws, chunk, _log_lik, sample=False) for chunk in program.chunks(data)])
+
+
+def draw_observed(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
+    """One draw of the observed sites per draw of the latent ones, whether or not `data` holds their values.
+
+    Args:
+        program: the traced program.
+        draws: latent site to draws [draws, *shape], constrained.
+        data: the data; observed values in it are not looked at.
+
+    Returns:
+        observed site name to [draws, *shape].
+    """
+    return _join([over_draws(program, draws, chunk, _observed, sample=True) for chunk in program.chunks(data)])
+
+
+def draw_deterministic(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
+    """The `pyro.deterministic` sites at every draw: site name to [draws, *shape], on the first chunk of the data."""
+    chunk = next(program.chunks(data))
+    return over_draws(program, draws, chunk, _deterministic, sample=False)
+
+
+def _log_lik(run: Run, chunk: Chunk) -> dict[str, Tensor]:
+    return log_lik_of(run, chunk)
+
+
+def _observed(run: Run, chunk: Chunk) -> dict[str, Tensor]:
+    return {name: site.value for name, site in run.observed.items()}
+
+
+def _deterministic(run: Run, chunk: Chunk) -> dict[str, Tensor]:
+    return {name: site.value for name, site in run.deterministic.items()}
+
+
+def over_draws(
+    program: Program,
+    draws: Values,
+    chunk: Chunk,
+    read: Callable[[Run, Chunk], Mapping[str, Tensor]],
+    sample: bool,
+) -> dict[str, Tensor]:
+    """Read something off a run at every draw: vectorised, or one by one where the program does not vectorise."""
+    draws = {name: _draws_of(name, draws, program) for name in program.latents}
+
+    def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(read(program.run_at(values, chunk, sample), chunk))
+
+    with undisturbed(rng=False), torch.no_grad():
+        first = at({name: value[0] for name, value in draws.items()})
+        size = max(1, CHUNK_ELEMENTS // max(1, 8 * sum(value.numel() for value in first.values())))
+        if not first:
+            return {}
+        try:
+            return torch.func.vmap(at, randomness="different", chunk_size=size)(draws)
+        except RuntimeError as error:
+            if "vmap" not in str(error) and "functorch" not in str(error) and ".item()" not in str(error):
+                raise
+            count = len(next(iter(draws.values())))
+            runs = [at({name: value[i] for name, value in draws.items()}) for i in range(count)]
+            return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+
+
+def _draws_of(name: str, draws: Values, program: Program) -> Tensor:
+    if name not in draws:
+        raise InvalidOption(f"the draws have no latent site {name!r}; they have {sorted(draws)}")
+    value, shape = draws[name], program.latents[name].shape
+    return value.reshape(len(value), *shape)  # Pyro's Predictive pads with singleton plate dims
+
+
+def _join(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        name: torch.cat([part[name] for part in parts], -1 if parts[0][name].dim() == 1 else 1) for name in parts[0]
+    }

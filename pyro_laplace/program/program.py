@@ -1,0 +1,211 @@
+"""The Pyro program as functions of theta: log prior, log likelihood per datum, and the distributions of its data."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_laplace._compat import undisturbed
+from pyro_laplace._typing import Scalar, Theta, Values
+from pyro_laplace.data import Batch, Data
+from pyro_laplace.program.chunks import Chunk, index_chunks
+from pyro_laplace.program.run import Recorder, Run, Site, run_model
+from pyro_laplace.program.sites import Latent, pack, unpack
+from pyro_laplace.program.validate import latent_layout, refuse_missing, refuse_no_likelihood, refuse_randomness, refuse_surplus, start_value
+
+
+@dataclass(frozen=True)
+class Program:
+    """A Pyro program traced once on data.
+
+    Attributes:
+        model: the user's program.
+        latents: latent sites in trace order.
+        observed: names of the observed sites, the likelihood.
+        derived: observed sites whose value is computed from latent ones, so that they are no data (a prior written as
+            ``pyro.sample(name, prior, obs=w)``).
+        own_indices: plates that draw the indices of their data themselves: name to (size, subsample size).
+        external: plates that stand for more data than one call brings: name to (size, visited in one pass).
+        start: theta at the values the program was traced with.
+    """
+
+    model: Callable[..., Any]
+    latents: Mapping[str, Latent]
+    observed: tuple[str, ...]
+    derived: frozenset[str] = frozenset()
+    own_indices: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    external: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    start: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @staticmethod
+    def trace(model: Callable[..., Any], data: Data, values: Values | None = None) -> "Program":
+        """Run the model and read its structure.
+
+        Args:
+            model: a Pyro program.
+            data: what it is called with; observed sites are those that have a value on this call.
+            values: value of every latent site; without them they start from `init_to_start`.
+
+        Raises:
+            UnsupportedProgram: if a construct has no Laplace approximation, naming the site and what to do.
+        """
+        with undisturbed(), torch.no_grad():
+            first = data.first()
+            fill = start_value if values is None else refuse_missing
+            run = run_model(model, first, Recorder(values or {}, fill=fill))
+            refuse_no_likelihood(run)
+            latents = latent_layout(run)
+            theta = pack(latents, {name: site.value for name, site in run.latents.items()})
+            refuse_surplus(run, values or {})
+            program = Program(model, latents, tuple(run.observed), start=theta)
+            refuse_randomness(lambda: program.log_joint(theta, Chunk(first)))
+            own = run.subsampled if data.one_batch and program._reads_indices(theta, first, run) else {}
+            derived = program._derived(theta, Chunk(first))
+            return Program(model, latents, program.observed, derived, own, program._external(data, own), theta)
+
+    @cached_property
+    def layout(self) -> dict[str, slice]:
+        """Site name to its coordinates in theta."""
+        return {name: latent.slice for name, latent in self.latents.items()}
+
+    @property
+    def num_params(self) -> int:
+        """Length of theta."""
+        return sum(latent.size for latent in self.latents.values())
+
+    def unpack(self, theta: Tensor) -> dict[str, Tensor]:
+        """Theta [..., params] to site values."""
+        return unpack(self.latents, theta)
+
+    def pack(self, values: Values) -> Theta:
+        """Site values to theta."""
+        return pack(self.latents, values)
+
+    def chunks(self, data: Data) -> Iterator[Chunk]:
+        """One pass over the data, each datum once."""
+        for batch in data:
+            if self.own_indices:
+                for indices, weights in index_chunks(self.own_indices):
+                    yield Chunk(batch, indices, weights)
+            else:
+                shares = {name: size / visited for name, (size, visited) in self.external.items()}
+                yield Chunk(batch, weights={n: torch.tensor(s, dtype=torch.float64) for n, s in shares.items()})
+
+    def run(self, theta: Tensor, chunk: Chunk, sample: bool = False) -> Run:
+        """Run the program at theta; with `sample`, observed sites are drawn anew."""
+        return self.run_at(self.unpack(theta), chunk, sample)
+
+    def run_at(self, values: Values, chunk: Chunk, sample: bool = False) -> Run:
+        """Run the program at given site values."""
+        recorder = Recorder(values, frozenset(self.observed), sample=sample, indices=chunk.indices)
+        return run_model(self.model, chunk.batch, recorder)
+
+    def log_prior(
+        self, theta: Tensor, chunk: Chunk, jacobian: bool = True, sites: frozenset[str] | None = None
+    ) -> Scalar:
+        """Log prior density of theta in float64: the latent sites', plus the factors outside any plate.
+
+        Args:
+            theta: unconstrained latent values.
+            chunk: any chunk of the data.
+            jacobian: whether log |d value / d theta| is counted, making it the density of theta.
+            sites: only these sites (and no factors); None means all.
+        """
+        return self.log_prior_of(self.run(theta, chunk), theta, jacobian, sites)
+
+    def log_prior_of(
+        self, run: Run, theta: Tensor, jacobian: bool = True, sites: frozenset[str] | None = None
+    ) -> Scalar:
+        """`log_prior` read off a run that was made at theta."""
+        total = torch.zeros((), dtype=torch.float64, device=theta.device)
+        for name, latent in self.latents.items():
+            if sites is None or name in sites:
+                total = total + run.latents[name].log_prob().double().sum()
+                if jacobian and latent.constrained:
+                    total = total + latent.log_abs_det_jacobian(theta[latent.slice]).double()
+        if sites is None:
+            for site in run.factors.values():
+                if not site.frames:
+                    total = total + site.log_prob().double().sum()
+        return total
+
+    def log_lik(self, theta: Tensor, chunk: Chunk) -> dict[str, Tensor]:
+        """Log likelihood per datum: site name to [*batch_shape], scaled and masked as in the program.
+
+        The scale by which a subsampling plate extrapolates to all its data is undone.
+        """
+        return log_lik_of(self.run(theta, chunk), chunk)
+
+    def log_joint(self, theta: Tensor, chunk: Chunk, jacobian: bool = True, prior: float = 1.0) -> Scalar:
+        """Log likelihood of a chunk, plus `prior` times the log prior, in float64."""
+        run = self.run(theta, chunk)
+        total = sum_log_lik(run, chunk)
+        if prior:
+            total = total + prior * self.log_prior_of(run, theta, jacobian)
+        return total
+
+    def visit(self, data: Data) -> None:
+        """Run every batch once, which refuses one on which a latent site has another shape."""
+        with undisturbed(), torch.no_grad():
+            for chunk in self.chunks(data):
+                self.run(self.start, chunk)
+
+    def _derived(self, theta: Theta, chunk: Chunk) -> frozenset[str]:
+        """Observed sites whose values change with theta."""
+        here, there = self.run(theta, chunk).observed, self.run(theta + 1e-2, chunk).observed
+        return frozenset(name for name, site in here.items() if not torch.equal(site.value, there[name].value))
+
+    def _reads_indices(self, theta: Theta, batch: Batch, run: Run) -> bool:
+        """Whether the data that the model sees depend on the indices its subsampling plates draw."""
+        if not run.subsampled:
+            return False
+        shifted = {}
+        for name, (size, subsample_size) in run.subsampled.items():
+            shifted[name] = torch.arange(size - subsample_size, size)
+        other = self.run(theta, Chunk(batch, shifted))
+        pairs = zip(run.observed.values(), other.observed.values(), strict=True)
+        return any(not torch.equal(a.value, b.value) or not torch.equal(a.log_prob(), b.log_prob()) for a, b in pairs)
+
+    def _external(self, data: Data, own: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """Plates whose subsample comes with the batches, and how much of them one pass visits."""
+        visited: dict[str, tuple[int, int]] = {}
+        for batch in data:
+            run = self.run(self.start, Chunk(batch))
+            frames = {frame.name: frame for site in run.observed.values() for frame in site.frames}
+            if all(frame.full_size in (None, frame.size) or name in own for name, frame in frames.items()):
+                return {}
+            for name, frame in frames.items():
+                if name not in own and frame.full_size is not None and frame.full_size != frame.size:
+                    visited[name] = (frame.full_size, visited.get(name, (0, 0))[1] + frame.size)
+        return visited
+
+
+def log_lik_of(run: Run, chunk: Chunk) -> dict[str, Tensor]:
+    """`Program.log_lik` read off a run: observed sites, and factors inside plates."""
+    sites = {**run.observed, **{name: site for name, site in run.factors.items() if site.frames}}
+    return {name: weigh(site, chunk, site.own_log_prob()) for name, site in sites.items()}
+
+
+def sum_log_lik(run: Run, chunk: Chunk) -> Scalar:
+    """Log likelihood of a chunk, summed in float64."""
+    parts = [lik.double().sum() for lik in log_lik_of(run, chunk).values()]
+    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+
+
+def weigh(site: Site, chunk: Chunk, per_datum: Tensor) -> Tensor:
+    """Multiply a tensor [*batch_shape] by the chunk's weights along the plates of its site."""
+    for frame in site.frames:
+        if frame.name in chunk.weights:
+            weight = chunk.weights[frame.name].to(per_datum)
+            per_datum = per_datum * (weight.reshape(-1, *(1,) * (-frame.dim - 1)) if weight.dim() else weight)
+    return per_datum
+
+
+def datum_weight(site: Site, chunk: Chunk) -> Tensor:
+    """What each datum's curvature is multiplied by, [*batch_shape]: user scale, mask and the chunk's weights."""
+    ones = torch.ones(site.fn.batch_shape, dtype=torch.float64)
+    return weigh(site, chunk, scale_and_mask(ones, site.own_scale, site.mask))

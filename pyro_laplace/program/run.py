@@ -1,0 +1,190 @@
+"""One run of the program with given values: what each sample statement was, and how much it counts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_laplace._compat import site_is_deterministic, site_is_factor, site_is_subsample
+from pyro_laplace._errors import UnsupportedProgram
+from pyro_laplace._typing import Values
+from pyro_laplace.data import Batch
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sample statement as it ran.
+
+    Attributes:
+        name: the site's name.
+        fn: its distribution.
+        value: its value; for an observed site the datum, or a draw where none was given.
+        scale: the product of `poutine.scale` and of the plates' own subsample scales.
+        mask: of `poutine.mask`, or None.
+        frames: the plates around it.
+        given: whether an observed site's value came with the data.
+    """
+
+    name: str
+    fn: Any
+    value: Tensor
+    scale: float | Tensor
+    mask: bool | Tensor | None
+    frames: tuple
+    given: bool = True
+
+    @property
+    def subsample_scale(self) -> float:
+        """How much the surrounding subsampling plates multiply the log density."""
+        scale = 1.0
+        for frame in self.frames:
+            scale *= (frame.full_size or frame.size) / frame.size
+        return scale
+
+    @property
+    def own_scale(self) -> float | Tensor:
+        """The user's `poutine.scale` alone: the subsampling plates' scale is undone."""
+        return self.scale / self.subsample_scale
+
+    def log_prob(self) -> Tensor:
+        """Log density per batch element, [*batch_shape], as the program scales and masks it."""
+        return scale_and_mask(self.fn.log_prob(self.value), self.scale, self.mask)
+
+    def own_log_prob(self) -> Tensor:
+        """The same with the plates' subsample scale undone."""
+        return scale_and_mask(self.fn.log_prob(self.value), self.own_scale, self.mask)
+
+
+@dataclass
+class Run:
+    """The sites of one run, by kind, in the order in which they ran."""
+
+    latents: dict[str, Site] = field(default_factory=dict)
+    observed: dict[str, Site] = field(default_factory=dict)
+    factors: dict[str, Site] = field(default_factory=dict)
+    deterministic: dict[str, Site] = field(default_factory=dict)
+    params: dict[str, Tensor] = field(default_factory=dict)
+    subsampled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Plates that draw their own indices: name to (size, subsample size)."""
+
+
+Fill = Callable[[Mapping[str, Any]], Tensor]
+
+
+class Recorder(Messenger):
+    """Replaces latent values, records every site, and hides the run from the handlers around it.
+
+    Args:
+        values: latent site to value.
+        observed: sites that are observed even where no value is given (prediction).
+        fill: makes the value of a latent site that `values` does not hold; None refuses such a site.
+        sample: what to do at observed sites. False: keep the data, and put zeros where there are none (only the
+            distributions are wanted). True: draw from the likelihood, data or not.
+        indices: plate name to the indices it shall visit.
+    """
+
+    def __init__(
+        self,
+        values: Values,
+        observed: frozenset[str] = frozenset(),
+        fill: Fill | None = None,
+        sample: bool = False,
+        indices: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.values, self.observed, self.fill, self.sample, self.indices = values, observed, fill, sample, indices or {}
+        self.run = Run()
+
+    def _process_message(self, msg: Any) -> None:
+        msg["stop"] = True
+        if msg["type"] == "sample":
+            if site_is_subsample(msg):
+                self._subsample(msg)
+            elif not site_is_deterministic(msg) and not site_is_factor(msg):
+                if msg["is_observed"] or msg["name"] in self.observed:
+                    self._observe(msg)
+                else:
+                    self._replace(msg)
+
+    def _subsample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        drawn = msg["value"] is None and fn.subsample_size is not None and fn.subsample_size < fn.size
+        if drawn:
+            self.run.subsampled[name] = (int(fn.size), int(fn.subsample_size))
+            index = self.indices.get(name)
+            msg["value"] = torch.arange(fn.subsample_size, device=fn.device) if index is None else index
+            msg["done"] = True
+
+    def _observe(self, msg: Any) -> None:
+        msg["given"] = msg["value"] is not None
+        if self.sample:
+            msg["value"], msg["is_observed"] = None, False
+        elif msg["value"] is None:
+            msg["value"] = _zeros(msg["fn"])
+            msg["is_observed"] = True
+
+    def _replace(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.values:
+            value = self.values[name]
+            expected = msg["fn"].shape()
+            if value.shape != expected:
+                raise UnsupportedProgram(
+                    f"latent site {name!r} has shape {tuple(expected)} on this call of the model, but "
+                    f"{tuple(value.shape)} when it was first run: its shape depends on the data. Give all data as one "
+                    "batch, or write the site so that its shape does not change from batch to batch"
+                )
+        elif self.fill is not None:
+            value = self.fill(msg)
+        else:
+            raise UnsupportedProgram(
+                f"latent site {name!r} appears on this call of the model, but not when it was first run, among "
+                f"{sorted(self.values)}. If it is an observed site, give its data; else the program's structure must "
+                "not change from call to call"
+            )
+        msg["value"], msg["done"] = value, True
+
+    def _postprocess_message(self, msg: Any) -> None:
+        name = msg["name"]
+        if msg["type"] == "param":
+            self.run.params[name] = msg["value"]
+        if msg["type"] != "sample" or site_is_subsample(msg):
+            return
+        frames = tuple(msg["cond_indep_stack"])
+        for frame in frames:
+            if not frame.vectorized:
+                raise UnsupportedProgram(
+                    f"site {name!r} is inside the sequential plate {frame.name!r}: write `with pyro.plate(...)` over "
+                    "whole tensors instead of `for i in pyro.plate(...)`"
+                )
+        given = msg.get("given", True)
+        site = Site(name, msg["fn"], msg["value"], msg["scale"], msg["mask"], frames, given)
+        if site_is_deterministic(msg):
+            self.run.deterministic[name] = site
+        elif site_is_factor(msg):
+            self.run.factors[name] = site
+        elif msg["is_observed"] or name in self.observed:
+            self.run.observed[name] = site
+        else:
+            self.run.latents[name] = site
+
+
+def run_model(model: Callable[..., Any], batch: Batch, recorder: Recorder) -> Run:
+    """Call the model on a batch under a recorder."""
+    with recorder:
+        model(*batch.args, **batch.kwargs)
+    return recorder.run
+
+
+def _zeros(fn: Any) -> Tensor:
+    """A placeholder of a draw's shape, dtype and device, made without drawing."""
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    params = (getattr(base, name, None) for name in base.arg_constraints)
+    like = next((param for param in params if isinstance(param, Tensor)), torch.zeros(()))
+    return like.new_zeros(()).expand(fn.shape())

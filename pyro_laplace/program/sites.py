@@ -1,0 +1,79 @@
+"""The latent sites of a program and their layout in theta."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
+
+from pyro_laplace._typing import Theta, Values
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One latent site: where it lies in theta and how it maps to unconstrained space.
+
+    Attributes:
+        name: the site's name.
+        support: the constraint that its values meet.
+        batch_shape: of its distribution, plates included.
+        event_shape: of its distribution.
+        unconstrained_shape: of its unconstrained value (a simplex of 3 has 2 coordinates).
+        slice: its coordinates in theta.
+        frames: the plates around it, innermost last.
+    """
+
+    name: str
+    support: Constraint
+    batch_shape: torch.Size
+    event_shape: torch.Size
+    unconstrained_shape: torch.Size
+    slice: slice
+    frames: tuple
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the site's value."""
+        return self.batch_shape + self.event_shape
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates in theta."""
+        return self.slice.stop - self.slice.start
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the map to unconstrained space is anything but the identity."""
+        support = self.support
+        while isinstance(support, torch.distributions.constraints.independent):
+            support = support.base_constraint
+        return support is not torch.distributions.constraints.real
+
+    def constrain(self, part: Tensor) -> Tensor:
+        """Unconstrained coordinates [..., size] to the site's value [..., *shape]."""
+        batch = part.shape[:-1]
+        if not self.unconstrained_shape:  # forward-mode AD promotes tangents of 0-dim tensors to float64
+            return biject_to(self.support)(part).reshape(batch)
+        return biject_to(self.support)(part.reshape((*batch, *self.unconstrained_shape)))
+
+    def unconstrain(self, value: Tensor) -> Tensor:
+        """The site's value [*shape] to its coordinates [size]."""
+        return biject_to(self.support).inv(value.expand(self.shape)).reshape(-1)
+
+    def log_abs_det_jacobian(self, part: Tensor) -> Tensor:
+        """Log |d value / d coordinates|, summed over the site."""
+        unconstrained = part.reshape(self.unconstrained_shape)
+        transform = biject_to(self.support)
+        return transform.log_abs_det_jacobian(unconstrained, transform(unconstrained)).sum()
+
+
+def unpack(latents: Mapping[str, Latent], theta: Tensor) -> dict[str, Tensor]:
+    """Theta [..., params] to site values [..., *shape]."""
+    return {name: latent.constrain(theta[..., latent.slice]) for name, latent in latents.items()}
+
+
+def pack(latents: Mapping[str, Latent], values: Values) -> Theta:
+    """Site values to theta."""
+    return torch.cat([latent.unconstrain(values[name]) for name, latent in latents.items()])
