@@ -23,6 +23,7 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.figure import Figure
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -39,7 +40,9 @@ class Net(PyroModule):
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
-        self.net = PyroModule[nn.Sequential](PyroModule[nn.Linear](inputs, hidden), nn.Tanh(), PyroModule[nn.Linear](hidden, 1))
+        self.net = PyroModule[nn.Sequential](
+            PyroModule[nn.Linear](inputs, hidden), nn.Tanh(), PyroModule[nn.Linear](hidden, 1)
+        )
         for layer in (self.net[0], self.net[2]):
             std = layer.in_features**-0.5
             layer.weight = PyroSample(dist.Normal(0.0, std).expand(layer.weight.shape).to_event(2))
@@ -63,3 +66,153 @@ class Classification(Net):
         logits = self.net(x).squeeze(-1)
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+
+# %% The data: real, standardised, split
+@dataclass(frozen=True)
+class Problem:
+    """A data set and its model."""
+
+    name: str
+    model: Net
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    features: list[str]
+
+
+def diabetes(seed: int) -> Problem:
+    """Disease progression of 442 patients from ten measurements, the body mass index first."""
+    data = load_diabetes()
+    order = sorted(range(10), key=lambda column: data.feature_names[column] != "bmi")
+    x, x_test, y, y_test = train_test_split(data.data[:, order], data.target, test_size=0.25, random_state=seed)
+    x, x_test = standardise(x, x_test)
+    y, y_test = (part[:, 0] for part in standardise(y[:, None], y_test[:, None]))
+    features = [data.feature_names[column] for column in order]
+    return Problem("diabetes", Regression(10, 8), (x, y), (x_test, y_test), features)
+
+
+def breast_cancer(seed: int) -> Problem:
+    """Malignant or benign: 569 tumours, thirty measurements."""
+    data = load_breast_cancer()
+    split = train_test_split(data.data, data.target, test_size=0.25, random_state=seed, stratify=data.target)
+    x, x_test = standardise(*split[:2])
+    y, y_test = (torch.tensor(part, dtype=torch.float32) for part in split[2:])
+    return Problem("breast_cancer", Classification(30, 5), (x, y), (x_test, y_test), list(map(str, data.feature_names)))
+
+
+def standardise(train: Any, test: Any) -> tuple[Tensor, Tensor]:
+    """Both parts in units of the training part's mean and standard deviation."""
+    scaler = StandardScaler().fit(train)
+    first, second = (torch.tensor(scaler.transform(part), dtype=torch.float32) for part in (train, test))
+    return first, second
+
+
+# %% One mode, five posteriors of the same program
+def fit(problem: Problem, quick: bool) -> dict[str, Any]:
+    """Fit every posterior; each takes the program and the data as they are."""
+    model, train = problem.model, problem.train
+    map_guide = pl.fit_map(model, train)
+    guide = pl.fit_laplace(model, train, map_guide)
+    return {
+        "map": map_guide,
+        "laplace": guide,
+        "laplace, last layer": pl.fit_laplace(model, train, map_guide, subset="last_layer"),
+        "vi": pl.fit_svi(
+            model, train, AutoNormal(model, init_loc_fn=pl.init_to_start), num_steps=300 if quick else 4000
+        ),
+        "nuts": pl.fit_nuts(
+            model,
+            train,
+            num_samples=20 if quick else 200,
+            warmup_steps=20 if quick else 200,
+            max_tree_depth=3 if quick else 6,
+            initial=map_guide,
+        ),
+    }
+
+
+# %% What they say
+def report(problem: Problem, posteriors: dict[str, Any], folder: Path) -> pd.DataFrame:
+    """Compare the posteriors; write figures, DataTrees and the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, train, test = problem.model, problem.train, problem.test
+    table = pl.compare(model, posteriors, train, test_data=test)
+    trees = {name: pl.to_datatree(model, posterior, train) for name, posterior in posteriors.items() if name != "map"}
+    for name, tree in trees.items():
+        tree.to_netcdf(folder / f"{slug(name)}.nc")
+    held_out = {name: pl.to_datatree(model, posteriors[name], test, num_prior_samples=0) for name in trees}
+    few = {name: posterior for name, posterior in posteriors.items() if name in ("laplace", "vi", "nuts")}
+    figures = {
+        "comparison": pl.plots.comparison(table),
+        "forest": pl.plots.posterior_forest({name: trees[name] for name in few}, max_rows=20),
+        "calibration": pl.plots.calibration(held_out, title=f"{problem.name}, held-out data"),
+    }
+    figures |= bands(problem, few) if isinstance(model, Regression) else surface(problem)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+        plt.close(figure)
+    (folder / "report.md").write_text(markdown(problem, table, list(figures)))
+    return table
+
+
+def bands(problem: Problem, posteriors: dict[str, Any]) -> dict[str, Figure]:
+    """Predictions along the first input, the others at their means."""
+    inputs = torch.zeros(60, len(problem.features))
+    inputs[:, 0] = torch.linspace(-4.0, 6.0, 60)
+    labels = f"{problem.features[0]} (standardised)", "disease progression (standardised)"
+    return {"bands": pl.plots.predictive_bands(problem.model, posteriors, problem.train, inputs, labels=labels)}
+
+
+def surface(problem: Problem) -> dict[str, Figure]:
+    """Predictions over two inputs, by a network that sees no others."""
+    names = ["worst radius", "worst texture"]
+    columns = [problem.features.index(name) for name in names]
+    train = problem.train[0][:, columns], problem.train[1]
+    model = Classification(2, 8)
+    map_guide = pl.fit_map(model, train)
+    posteriors = {"map": map_guide, "laplace": pl.fit_laplace(model, train, map_guide)}
+    figure = pl.plots.class_surface(
+        model, posteriors, train, margin=0.3, class_names=("malignant", "benign"), labels=(names[0], names[1])
+    )
+    return {"surface": figure}
+
+
+def markdown(problem: Problem, table: pd.DataFrame, figures: list[str]) -> str:
+    """A short report."""
+    rows = ["| posterior | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    rows += [f"| {name} | " + " | ".join(f"{value:.3g}" for value in row) + " |" for name, row in table.iterrows()]
+    pictures = [f"![{name}]({name}.png)" for name in figures]
+    note = (
+        f"{len(problem.train[0])} training and {len(problem.test[0])} test data. *laplace* predicts with the linearised "
+        "program; *laplace (sampled)* pushes the same draws through the nonlinear network, and shows why one does not."
+    )
+    return "\n\n".join([f"# {problem.name}", note, "\n".join(rows), *pictures]) + "\n"
+
+
+def slug(name: str) -> str:
+    """A file name."""
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+# %% All of it
+def main() -> None:
+    """Run both problems."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("compare_posteriors"), help="folder for the results")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits and of every fit")
+    parser.add_argument("--quick", action="store_true", help="few steps and draws: to see that it runs")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    for make in (diabetes, breast_cancer):
+        pyro.set_rng_seed(options.seed)
+        problem = make(options.seed)
+        print(f"\n{problem.name}: {len(problem.train[0])} training data, {len(problem.features)} inputs")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=pl.LaplaceWarning, message="all weights")
+            table = report(problem, fit(problem, options.quick), options.out / problem.name)
+        print(f"\n{table.round(3).to_string()}\n")
+    print(f"Figures, netCDF files and reports are in {options.out}/ ({time.perf_counter() - start:.0f} s).")
+
+
+if __name__ == "__main__":
+    main()

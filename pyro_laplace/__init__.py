@@ -1,6 +1,8 @@
 """Laplace approximations for any Pyro program."""
 
-from pyro_laplace import plots
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pyro_laplace._errors import (
     IndefiniteCurvature,
     InvalidData,
@@ -20,6 +22,9 @@ from pyro_laplace.laplace import fit_laplace
 from pyro_laplace.mode import fit_map
 from pyro_laplace.predictive import linearize
 from pyro_laplace.program import init_to_start
+
+if TYPE_CHECKING:
+    from pyro_laplace import plots
 
 __version__ = "0.1.0"
 
@@ -44,3 +49,10 @@ __all__ = [
     "plots",
     "to_datatree",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`plots` is loaded when it is first used: matplotlib takes a second."""
+    if name == "plots":
+        return import_module("pyro_laplace.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,21 +38,30 @@ def _load_forward_mode() -> None:
 def jvp(fn: Callable[[Tensor], Any], theta: Theta, tangent: Theta) -> tuple[Any, Any]:
     """fn(theta) and J v by forward-mode AD; fn may return any tree of tensors."""
     _load_forward_mode()
-    return torch.func.jvp(fn, (theta,), (tangent,))
+    return torch.func.jvp(fn, (theta,), (tangent,))[:2]
+
+
+def _puller(fn: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The value of fn, and the map u -> J'u by reverse-mode AD."""
+    value, pull = torch.func.vjp(fn, at)[:2]
+    return value, lambda u: pull(u)[0]
 
 
 def pusher(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The value of fn at theta, and the map v -> J v.
 
-    Forward-mode AD where every operation supports it, else the transpose of the transpose: v -> J v is the gradient of the
-    linear map u -> J'u.
+    Forward-mode AD where every operation supports it, else the transpose of the transpose: v -> J v is the gradient of
+    the linear map u -> J'u.
+
+    Returns:
+        fn(theta), and a function of a tangent v [params] that returns J v, of the shape of fn(theta).
     """
     try:
         value, _ = jvp(fn, theta, torch.zeros_like(theta))
     except (RuntimeError, NotImplementedError):
-        value, pull = torch.func.vjp(fn, theta)
-        _, transpose = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))
-        return value, lambda v: transpose(v)[0]
+        value, pull = _puller(fn, theta)
+        _, push = _puller(pull, torch.zeros_like(value))
+        return value, push
     return value, lambda v: jvp(fn, theta, v)[1]
 
 
@@ -75,10 +84,9 @@ def jacobian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Rows:
     """The Jacobian [rows, params] of fn at theta: reverse mode if it has fewer rows than columns, else forward mode."""
     rows, params = fn(theta).numel(), theta.numel()
     if rows < params:
-        value, pull = torch.func.vjp(fn, theta)
+        value, pull = _puller(fn, theta)
         blocks = [
-            torch.func.vmap(lambda v: pull(v)[0])(_basis(start, stop, rows, value))
-            for start, stop in _chunks(rows, 8 * params)
+            torch.func.vmap(pull)(_basis(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)
         ]
         return torch.cat(blocks) if blocks else theta.new_zeros(0, params)
     return torch.cat([block for _, block in column_blocks(fn, theta)]).T
@@ -86,9 +94,9 @@ def jacobian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Rows:
 
 def hessian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Matrix:
     """The Hessian [params, params] of a scalar fn at theta, reverse over reverse."""
-    gradient, pull = torch.func.vjp(torch.func.grad(fn), theta)
+    gradient, pull = _puller(torch.func.grad(fn), theta)
     blocks = [
-        torch.func.vmap(lambda v: pull(v)[0])(_basis(start, stop, theta.numel(), gradient))
+        torch.func.vmap(pull)(_basis(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     dense = torch.cat(blocks)
@@ -100,15 +108,18 @@ def hessian_diagonal(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Thet
 
     For a diagonal H, ``(H v) * v = diag H`` for every vector v of signs; two random ones that disagree disprove it,
     and the diagonal is then read off the dense columns.
+
+    Returns:
+        the diagonal [params], and whether everything beside it is zero.
     """
-    gradient, pull = torch.func.vjp(torch.func.grad(fn), theta)
+    gradient, pull = _puller(torch.func.grad(fn), theta)
     generator = torch.Generator().manual_seed(0)
     signs = (torch.randint(0, 2, (2, theta.numel()), generator=generator) * 2 - 1).to(gradient)
-    first, second = (sign * pull(sign)[0] for sign in signs)
+    first, second = (sign * pull(sign) for sign in signs)
     if torch.allclose(first, second, rtol=1e-5, atol=1e-6 * float(first.abs().max().nan_to_num())):
         return first, True
     diagonal = [
-        torch.func.vmap(lambda v: (pull(v)[0] * v).sum())(_basis(start, stop, theta.numel(), gradient))
+        torch.func.vmap(lambda v: (pull(v) * v).sum())(_basis(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     return torch.cat(diagonal), False

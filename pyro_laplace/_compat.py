@@ -7,10 +7,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import util
 from pyro.infer import MCMC
 from pyro.nn.module import PyroModule
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
+from pyro.util import get_rng_state, set_rng_state
 
 __all__ = ["mask_of", "name_apart", "site_is_deterministic", "site_is_factor", "site_is_subsample", "undisturbed"]
 
@@ -20,9 +22,17 @@ def site_is_deterministic(msg: Any) -> bool:
     return bool(msg["infer"] and msg["infer"].get("_deterministic"))
 
 
+def scale_and_mask(per_datum: torch.Tensor, scale: Any, mask: Any) -> torch.Tensor:
+    """Pyro's own, whose scale may also be a tensor (its signature says float)."""
+    return util.scale_and_mask(per_datum, scale, mask)
+
+
 def mask_of(fn: Any) -> bool | torch.Tensor:
     """The mask of a `MaskedDistribution`."""
     return fn._mask
+
+
+_depth = 0
 
 
 @contextmanager
@@ -30,20 +40,24 @@ def undisturbed(rng: bool = True) -> Iterator[None]:
     """Run the user's program without leaving a trace of it.
 
     Validation is off inside (its data-dependent checks cannot run under `torch.func`); validation flags, the random
-    state (if `rng`) and the set of names in the param store are what they were on leaving, exceptions included.
+    state (if `rng`) and the set of names in the param store are what they were on leaving, exceptions included. Params
+    that the program creates live until the outermost such block ends: they cannot be created under `torch.func`.
     """
+    global _depth
     store = pyro.get_param_store()
     known = set(store.keys())
-    state = pyro.util.get_rng_state() if rng else None
+    state = get_rng_state() if rng else None
     cuda = torch.cuda.get_rng_state_all() if rng and torch.cuda.is_initialized() else None
+    _depth += 1
     try:
         with pyro.validation_enabled(False):
             yield
     finally:
-        for name in set(store.keys()) - known:
+        _depth -= 1
+        for name in set(store.keys()) - known if _depth == 0 else ():
             del store[name]
         if state is not None:
-            pyro.util.set_rng_state(state)
+            set_rng_state(state)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
 
@@ -55,7 +69,7 @@ def name_apart(guide: PyroModule) -> None:
     """
     store = pyro.get_param_store()
     base, name, count = guide._pyro_name, guide._pyro_name, 1
-    while any(key.startswith(f"{name}.") or key.startswith(f"{name}$$$") for key in store.keys()):
+    while any(key.startswith(f"{name}.") or key.startswith(f"{name}$$$") for key in store):
         count += 1
         name = f"{base}_{count}"
     guide._pyro_set_supermodule(name, guide._pyro_context)
@@ -69,6 +83,9 @@ def stripped_trace(latents: list[Any], theta: torch.Tensor) -> Trace:
     Args:
         latents: the `Latent` sites.
         theta: all of theta.
+
+    Returns:
+        one node for each of the sites, with its value at theta.
     """
     trace = Trace()
     for latent in latents:
@@ -100,7 +117,7 @@ def chains_in_turn(kernel: Any, initial_params: dict[str, torch.Tensor], **optio
 
     Args:
         kernel: the kernel.
-        initial_params: site name to unconstrained values, [chains, *unconstrained_shape].
+        initial_params: site name to unconstrained values, `[chains, *unconstrained_shape]`.
         **options: of `MCMC`.
 
     Returns:

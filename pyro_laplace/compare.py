@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from arviz_base import from_dict
-from arviz_stats.loo import loo
 from torch import Tensor
 
 from pyro_laplace._errors import InvalidOption
@@ -23,6 +22,9 @@ LEVEL = 0.9
 
 BAD_K = 0.7
 """Pareto k above which a datum's leave-one-out density is not reliable."""
+
+FEWEST_DRAWS = 30
+"""Draws below which there is no tail to fit a Pareto distribution to."""
 
 
 def compare(
@@ -52,7 +54,7 @@ def compare(
         One row a posterior, in the order given. Columns, densities in nats:
 
         - `elpd_loo`, `elpd_se`: expected log predictive density by PSIS-LOO, summed over data, and its standard error;
-          NaN for a point estimate, whose leave-one-out posterior cannot be had from one draw.
+          NaN below 30 draws, a point estimate among them: no leave-one-out posterior can be had from so few.
         - `pareto_k_max`, `pareto_k_bad`: the largest Pareto k, and the share of data where it exceeds 0.7.
         - `test_lpd`: log of the mean density over draws, mean over held-out data.
         - `rmse` (of the predictive mean) for numbers, `accuracy` for classes; one column a site if there are several.
@@ -84,8 +86,10 @@ def compare(
 
 
 def _leave_one_out(view: View, draws: PosteriorDraws) -> dict[str, float]:
+    from arviz_stats.loo import loo  # takes a second to load
+
     columns = ("elpd_loo", "elpd_se", "pareto_k_max", "pareto_k_bad")
-    if draws.is_point:
+    if len(draws) < FEWEST_DRAWS:
         return dict.fromkeys(columns, math.nan)
     log_lik = draws.by_chain(_pointwise(view, draws)).double().cpu().numpy()
     posterior = {name: draws.by_chain(value).cpu().numpy() for name, value in view.latents(draws.values).items()}
@@ -96,7 +100,7 @@ def _leave_one_out(view: View, draws: PosteriorDraws) -> dict[str, float]:
         tree = from_dict({"posterior": posterior, "log_likelihood": {"log_lik": log_lik}})
         result: Any = loo(tree, pointwise=True, reff=1.0 if draws.independent else _relative_efficiency(tree))
     k = result.pareto_k.values
-    values = (result.elpd, result.se, k.max(), (k > BAD_K).mean())
+    values = (result.elpd, result.se, np.fmax.reduce(k, axis=None), (k > BAD_K).mean())
     return dict(zip(columns, map(float, values), strict=True))
 
 

@@ -38,6 +38,9 @@ class Data:
     def first(self) -> Batch:
         """The first batch.
 
+        Returns:
+            the arguments of its call.
+
         Raises:
             InvalidData: if there is none.
         """
@@ -53,6 +56,9 @@ def as_data(data: Any) -> Data:
 
     Args:
         data: a tuple, dict or tensor (one batch), or a re-iterable of these.
+
+    Returns:
+        a re-iterable of `Batch`.
 
     Raises:
         InvalidData: for a one-shot iterator, or for something that is not iterable.

@@ -9,10 +9,10 @@ from pyro_laplace.program import Program, sum_log_lik
 
 
 def log_evidence(program: Program, theta: Theta, random: tuple[str, ...], precision: Precision, data: Data) -> float:
-    """Log p(y) by Laplace's method: log p(y | theta*) + log p(theta*) + P/2 log 2 pi - 1/2 log det Lambda.
+    """Laplace's ``log p(y) = log p(y | theta*) + log p(theta*) + P/2 log 2 pi - 1/2 log det Lambda``.
 
-    Exact for linear-Gaussian programs. Sites outside the subset are held: it is then the evidence given their values, and
-    their own prior does not enter. With an improper prior it is known up to a constant.
+    Exact for linear-Gaussian programs. Sites outside the subset are held: it is then the evidence given their values,
+    and their own prior does not enter. With an improper prior it is known up to a constant.
 
     Args:
         program: the traced program.
@@ -20,6 +20,9 @@ def log_evidence(program: Program, theta: Theta, random: tuple[str, ...], precis
         random: the random sites.
         precision: Lambda over them.
         data: the data, visited once.
+
+    Returns:
+        the log evidence in nats.
     """
     total = 0.0
     for i, chunk in enumerate(program.chunks(data)):

@@ -42,7 +42,7 @@ class LaplaceTransform(Transform):
         return self._rows(self.precision.whiten, y - self.loc)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """-1/2 log det Lambda [*batch]."""
+        """-1/2 log det Lambda, `[*batch]`."""
         return (-0.5 * self.precision.log_det()).to(x).expand(x.shape[:-1])
 
     @staticmethod
@@ -53,8 +53,8 @@ class LaplaceTransform(Transform):
 class AutoLaplace(AutoContinuous):
     """A Gaussian posterior in unconstrained space around a mode, made by `fit_laplace`.
 
-    It is fitted from the start, holds its state in buffers, and needs neither data nor param store. Sites outside its subset
-    are part of it as Delta sites at the mode.
+    It is fitted from the start, holds its state in buffers, and needs neither data nor param store. Sites outside its
+    subset are part of it as Delta sites at the mode.
 
     Attributes:
         precision: the posterior precision of the random sites, in trace order; `.to_dense()` is the matrix.
@@ -86,7 +86,7 @@ class AutoLaplace(AutoContinuous):
     ) -> None:
         super().__init__(model)
         self._model = (model,)  # without AutoContinuous's messenger: nothing is initialised here
-        self.latents = {name: latent for name, latent in latents.items()}
+        self.latents = dict(latents)
         self.random = random
         self.layout, stop = {}, 0
         for name in random:
@@ -146,7 +146,7 @@ class AutoLaplace(AutoContinuous):
             **kwargs: ignored.
 
         Returns:
-            site name to values [quantiles, *shape].
+            site name to values `[quantiles, *shape]`.
         """
         levels = torch.as_tensor(quantiles, dtype=self.loc.dtype, device=self.loc.device)
         moved = super().quantiles(levels.tolist())
@@ -170,7 +170,7 @@ class AutoLaplace(AutoContinuous):
             num_samples: number of draws.
 
         Returns:
-            site name to draws [num_samples, *shape], in the sites' own (constrained) spaces.
+            site name to draws `[num_samples, *shape]`, in the sites' own (constrained) spaces.
         """
         theta = self.sample_theta(num_samples)
         return {name: latent.constrain(theta[:, latent.slice]) for name, latent in self.latents.items()}
@@ -180,7 +180,7 @@ class AutoLaplace(AutoContinuous):
         held = (latent for name, latent in self.latents.items() if name not in self.layout)
         return {latent.name: latent.constrain(self.theta[latent.slice]) for latent in held}
 
-    def _ordered(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _ordered(self, values: Mapping[Any, Tensor]) -> dict[str, Tensor]:
         return {name: values[name] for name in self.latents}
 
     def __getstate__(self) -> dict[str, Any]:

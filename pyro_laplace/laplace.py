@@ -41,22 +41,23 @@ def fit_laplace(
 ) -> AutoLaplace:
     """Turn a Pyro program at its mode into a Gaussian posterior guide.
 
-    The posterior is N(theta*, Lambda^-1) over the latent sites in unconstrained space, with Lambda = sum_n J_n' I_n J_n + H_prior
-    (MacKay 1992, "A practical Bayesian framework for backpropagation networks"; Daxberger et al. 2021, "Laplace Redux").
+    The posterior is ``N(theta*, Lambda^-1)`` over the latent sites in unconstrained space, with
+    ``Lambda = sum_n J_n' I_n J_n + H_prior`` (MacKay 1992, "A practical Bayesian framework for backpropagation
+    networks"; Daxberger et al. 2021, "Laplace Redux").
 
     Args:
         model: a Pyro program.
         data: a batch (tuple, dict or tensor), or a re-iterable of batches. Observed sites are those that have a value.
         map_guide: an `AutoDelta` at the mode, however it was trained, or a mapping of site values; None fits it first.
-        subset: the random sites, the others are held at the mode: "all", "last_layer", site names or globs, or a callable
-            of the site name.
+        subset: the random sites, the others are held at the mode: "all", "last_layer", site names or globs, or a
+            callable of the site name.
         structure: of the precision, "full" or "diag".
         curvature: of the log likelihood: "ggn" (exact Fisher information; exact Hessian for distributions without a
             registered one) or "hessian".
-        jacobian: True builds the Gaussian at the mode of the density of theta, log |dx/dtheta| included; False at AutoDelta's,
-            the mode of the density of the constrained values.
-        polish: True moves the point to the mode, False leaves it, "auto" moves it where it must: sites with constraints and
-            `jacobian=True`, or a program of at most 200 coordinates. A trained network is measured, not retrained.
+        jacobian: True builds the Gaussian at the mode of the density of theta, ``log |dx/dtheta|`` included; False at
+            AutoDelta's, the mode of the density of the constrained values.
+        polish: True moves the point to the mode, False leaves it, "auto" moves it where it must: sites with constraints
+            and `jacobian=True`, or a program of at most 200 coordinates. A trained network is measured, not retrained.
         on_not_a_mode: what to do about a point further than 0.1 sqrt(P) posterior standard deviations from the mode:
             "warn", "raise" or "ignore".
         progress: whether to show a progress bar while the mode is fitted.
@@ -165,7 +166,7 @@ class _Search:
         return theta, precision
 
     def nonlinearity(self, theta: Theta, precision: Precision) -> float:
-        """|g(theta) - g(theta*) - J (theta - theta*)| / |J (theta - theta*)| over posterior draws, g in Fisher's metric."""
+        """``|g(theta) - g(theta*) - J (theta - theta*)| / |J (theta - theta*)|`` over draws, g in Fisher's metric."""
         if self.curvature.root is None:
             return 0.0
         point = Point(theta, self.index)
@@ -194,8 +195,8 @@ def _values(map_guide: AutoGuide | Mapping[str, Tensor], data: Data) -> dict[str
         )
     if map_guide.prototype_trace is None:
         raise InvalidOption(
-            f"map_guide is an {type(map_guide).__name__} that has never been run: train it with SVI, or leave map_guide "
-            "out and let fit_map do it"
+            f"map_guide is an {type(map_guide).__name__} that has never been run: train it with SVI, or leave "
+            "map_guide out and let fit_map do it"
         )
     batch = data.first()
     return {name: value.detach() for name, value in map_guide.median(*batch.args, **batch.kwargs).items()}
@@ -206,8 +207,8 @@ def _report(mode: Mode, on_not_a_mode: str, given: bool) -> None:
         return
     remedy = "train longer, or give polish=True" if given else "give a map_guide trained longer"
     message = (
-        f"this point is not a mode: Newton decrement {mode.decrement:.3g} (its distance to the mode in posterior standard "
-        f"deviations; {mode.allowed:.3g} is allowed for {mode.num_random} coordinates), gradient norm "
+        f"this point is not a mode: Newton decrement {mode.decrement:.3g} (its distance to the mode in posterior "
+        f"standard deviations; {mode.allowed:.3g} is allowed for {mode.num_random} coordinates), gradient norm "
         f"{mode.gradient_norm:.3g}. To mend it, {remedy}. on_not_a_mode='ignore' accepts it as it is"
     )
     if on_not_a_mode == "raise":

@@ -1,7 +1,8 @@
 """Which sites are random; the others stay at the mode."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,13 @@ def select(subset: Subset, program: Program, data: Data) -> tuple[str, ...]:
     """The random sites, in trace order.
 
     Args:
-        subset: "all"; "last_layer", the sites of the last operation with parameters before the observed sites; a site name
-            or glob or several; or a callable of the site name.
+        subset: "all"; "last_layer", the sites of the last operation with parameters before the observed sites; a site
+            name or glob or several; or a callable of the site name.
         program: the traced program.
         data: the data.
+
+    Returns:
+        their names, at least one.
 
     Raises:
         InvalidOption: if nothing matches, listing the sites there are.
@@ -61,7 +65,7 @@ def free_index(program: Program, names: Iterable[str]) -> Tensor:
 def _last_layer(program: Program, data: Data) -> tuple[str, ...]:
     chunk = next(program.chunks(data))
 
-    def outputs(values: dict[str, Tensor]) -> list[Tensor]:
+    def outputs(values: Mapping[str, Tensor]) -> list[Tensor]:
         return [param for site in program.run_at(values, chunk).observed.values() for param in _parameters(site.fn)]
 
     with undisturbed():
@@ -74,7 +78,7 @@ def _last_layer(program: Program, data: Data) -> tuple[str, ...]:
     return tuple(name for name in program.latents if name in found)
 
 
-def _parameters(fn: object) -> list[Tensor]:
+def _parameters(fn: Any) -> list[Tensor]:
     """The tensors that a distribution was made of, wrappers seen through."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist

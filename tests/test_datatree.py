@@ -398,8 +398,10 @@ def test_every_kind_of_posterior(make, num_draws):
 def test_an_auto_delta_is_one_draw():
     case = programs.linear()
     guide = pl.fit_map(case.model, case.data, progress=False)
-    tree = pl.to_datatree(case.model, guide, case.data)
-    assert tree.posterior.sizes["draw"] == 1
+    tree = pl.to_datatree(case.model, guide, case.data, num_samples=70)
+    assert tree.posterior.sizes["draw"] == tree.log_likelihood.sizes["draw"] == 1
+    assert tree.posterior_predictive.sizes["draw"] == 70
+    assert len(np.unique(tree.posterior_predictive["y"])) == 70 * 40
     np.testing.assert_array_equal(tree.posterior["w"].values[0, 0], guide.median(*case.data)["w"])
 
 

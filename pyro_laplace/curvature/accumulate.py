@@ -85,9 +85,10 @@ def prior_matrix(program: Program, point: Point, data: Data, jacobian: bool) -> 
     return (diagonal.diag() if is_diagonal else hessian(negative, point.part)).double()
 
 
-def prior_diagonal(program: Program, point: Point, data: Data, jacobian: bool) -> Theta:
-    """The diagonal of `prior_matrix`, [params]."""
-    return hessian_diagonal(_negative_log_prior(program, point, data, jacobian), point.part)[0].double()
+def prior_diagonal(program: Program, point: Point, data: Data, jacobian: bool) -> tuple[Theta, bool]:
+    """The diagonal of `prior_matrix` [params], and whether it is all of it."""
+    diagonal, is_diagonal = hessian_diagonal(_negative_log_prior(program, point, data, jacobian), point.part)
+    return diagonal.double(), is_diagonal
 
 
 def _negative_log_prior(program: Program, point: Point, data: Data, jacobian: bool) -> Callable[[Tensor], Tensor]:

@@ -37,6 +37,7 @@ class Use:
         output: the operation's result, as the program goes on with it.
         positions: brings a gradient of `output` into the form [n, t, out].
         bias: whether a is all ones.
+        product: the product's output that a bias was added to.
     """
 
     index: Tensor
@@ -44,6 +45,7 @@ class Use:
     output: Tensor
     positions: Callable[[Tensor], Tensor]
     bias: bool = False
+    product: Tensor | None = None
 
 
 @dataclass
@@ -77,10 +79,24 @@ class Capture(TorchFunctionMode):
 
     def __init__(self, values: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.captured = Captured()
+        self._captured = Captured()
         self._views = {id(value): _View(name, index[name]) for name, value in values.items()}
-        self._products: set[int] = set()
+        self._readers: dict[int, int] = {}
         self._alive: list[Any] = list(values.values())  # so that no id is given out twice
+
+    @property
+    def captured(self) -> Captured:
+        """What was seen, once the program has run.
+
+        A bias that is added to a product, whose output nothing else reads, is that product's: they have one gradient.
+        """
+        uses = [
+            replace(use, output=use.product)
+            if self._readers.get(id(use.product)) == 1 and use.product is not None
+            else use
+            for use in self._captured.uses
+        ]
+        return replace(self._captured, uses=uses)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; record what it did to latent entries."""
@@ -88,6 +104,9 @@ class Capture(TorchFunctionMode):
         result = func(*args, **kwargs)
         views = [view for leaf in tree_leaves((args, kwargs)) if (view := self._view(leaf)) is not None]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        for leaf in args if outputs else ():
+            if id(leaf) in self._readers:
+                self._readers[id(leaf)] += 1
         if not views or not any(output.requires_grad for output in outputs):
             return result
         kind = getattr(func, "__name__", "")
@@ -95,13 +114,13 @@ class Capture(TorchFunctionMode):
             return result
         uses = _HANDLERS[kind](self._view, args, kwargs, result) if kind in _HANDLERS else None
         if uses is None:
-            self.captured.opaque |= {view.name for view in views}
+            self._captured.opaque |= {view.name for view in views}
             return result
-        if kind in _SUMS:  # a bias added to a product is that product's: their outputs have one gradient
-            products = [leaf for leaf in args if id(leaf) in self._products]
-            uses = [replace(use, output=products[0]) for use in uses] if products else uses
-        self._products.add(id(result))
-        self.captured.uses += uses
+        if kind in _SUMS:
+            products = [leaf for leaf in args if id(leaf) in self._readers]
+            uses = [replace(use, product=products[0]) for use in uses] if products else uses
+        self._readers[id(result)] = 0
+        self._captured.uses += uses
         self._alive.append(result)
         return result
 
@@ -150,7 +169,9 @@ def _bias(index: Tensor, output: Tensor) -> list[Use] | None:
         ones = output.new_ones(n, positions, 1).detach()
         return [Use(index[:, None], ones, output, lambda g: g.reshape(n, -1, out), bias=True)]
     positions = output[0].numel()
-    return [Use(index[:, None], output.new_ones(n, positions, 1).detach(), output, lambda g: g.reshape(n, -1, 1), bias=True)]
+    return [
+        Use(index[:, None], output.new_ones(n, positions, 1).detach(), output, lambda g: g.reshape(n, -1, 1), bias=True)
+    ]
 
 
 def _linear(find: _Find, args: Any, kwargs: Any, output: Tensor) -> list[Use] | None:

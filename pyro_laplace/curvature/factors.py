@@ -75,7 +75,9 @@ def factors_of(program: Program, point: Point, chunk: Chunk) -> list[Factors] | 
     uses = [use for use in captured.uses if _site_of(use, program) in names]
     whitened = root(program, point.theta, chunk)
     position = point.positions()
-    dense_index = torch.cat([torch.zeros(0, dtype=torch.long), *(_coordinates(program, n) for n in program.latents if n in dense_sites)])
+    dense_index = torch.cat(
+        [torch.zeros(0, dtype=torch.long), *(_coordinates(program, n) for n in program.latents if n in dense_sites)]
+    )
     dense_index = dense_index.to(point.theta.device)
     direction = torch.randn(len(point.theta), generator=torch.Generator().manual_seed(0)).to(point.theta)
     captured_index = torch.cat([dense_index[:0], *(_coordinates(program, n).to(dense_index) for n in names)])

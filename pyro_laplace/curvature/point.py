@@ -28,6 +28,10 @@ class Point:
             return fn
         return lambda part: fn(self.theta.index_copy(0, self.index, part))
 
+    def only(self, chosen: Tensor) -> "Point":
+        """The same point with some of its free coordinates, chosen by their place among them, left free."""
+        return Point(self.theta, self.index[chosen].sort().values)
+
     def positions(self) -> Tensor:
         """Where each coordinate of theta lies among the free ones [params]; -1 if it does not."""
         positions = torch.full((len(self.theta),), -1, device=self.index.device)

@@ -17,7 +17,7 @@ class BernoulliFamily(Family):
 
     @staticmethod
     def link(fn: Any) -> Tensor:
-        """Logits [*batch, 1]."""
+        """Logits `[*batch, 1]`."""
         return fn.logits.unsqueeze(-1)
 
     @staticmethod
@@ -27,7 +27,7 @@ class BernoulliFamily(Family):
 
     @staticmethod
     def fisher_root(eta: Tensor) -> Tensor:
-        """sqrt(p (1 - p)) [*batch, 1, 1]."""
+        """sqrt(p (1 - p)) `[*batch, 1, 1]`."""
         return (eta.sigmoid() * (-eta).sigmoid()).sqrt().unsqueeze(-1)
 
 
@@ -39,7 +39,7 @@ class CategoricalFamily(Family):
 
     @staticmethod
     def link(fn: Any) -> Tensor:
-        """Normalised logits [*batch, classes]; a softmax does not see the constant that this takes away."""
+        """Normalised logits `[*batch, classes]`; a softmax does not see the constant that this takes away."""
         return fn.logits
 
     @staticmethod
@@ -49,7 +49,7 @@ class CategoricalFamily(Family):
 
     @staticmethod
     def fisher_root(eta: Tensor) -> Tensor:
-        """S = diag(sqrt p) - p sqrt(p)' [*batch, classes, classes]; S S' = diag p - p p' since sqrt(p)' sqrt(p) = 1."""
+        """S = diag(sqrt p) - p sqrt(p)' `[*batch, classes, classes]`; S S' = diag p - p p' since sqrt(p)' sqrt(p) = 1."""
         p = eta.softmax(-1)
         return p.sqrt().diag_embed() - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)
 
@@ -62,7 +62,7 @@ class PoissonFamily(Family):
 
     @staticmethod
     def link(fn: Any) -> Tensor:
-        """Log rates [*batch, 1]."""
+        """Log rates `[*batch, 1]`."""
         return fn.rate.log().unsqueeze(-1)
 
     @staticmethod
@@ -72,5 +72,5 @@ class PoissonFamily(Family):
 
     @staticmethod
     def fisher_root(eta: Tensor) -> Tensor:
-        """sqrt(rate) [*batch, 1, 1]."""
+        """sqrt(rate) `[*batch, 1, 1]`."""
         return (0.5 * eta).exp().unsqueeze(-1)

@@ -17,7 +17,7 @@ class NormalFamily(Family):
 
     @staticmethod
     def link(fn: Any) -> Tensor:
-        """(loc, log scale) [*batch, 2]."""
+        """(loc, log scale) `[*batch, 2]`."""
         return torch.stack([fn.loc, fn.scale.log()], -1)
 
     @staticmethod
@@ -27,6 +27,6 @@ class NormalFamily(Family):
 
     @staticmethod
     def fisher_root(eta: Tensor) -> Tensor:
-        """diag(1 / scale, sqrt 2) [*batch, 2, 2]."""
+        """diag(1 / scale, sqrt 2) `[*batch, 2, 2]`."""
         inverse_scale = (-eta[..., 1]).exp()
         return torch.stack([inverse_scale, torch.full_like(inverse_scale, 2.0**0.5)], -1).diag_embed()

@@ -1,8 +1,9 @@
 """Fisher information of observed distributions, keyed by distribution type.
 
-A family says three things about a distribution. Its *link*: the unconstrained parameters ``eta`` [*batch, outputs] that
-the data's distribution depends on, in which predictions are linearised. The way back. And a root ``S`` of its Fisher
-information in them, ``I(eta) = E[(d log p / d eta)(d log p / d eta)'] = S S'``, of shape [*batch, outputs, columns].
+A family says three things about a distribution. Its *link*: the unconstrained parameters ``eta`` `[*batch, outputs]`
+that the data's distribution depends on, in which predictions are linearised. The way back. And a root ``S`` of its
+Fisher information in them, ``I(eta) = E[(d log p / d eta)(d log p / d eta)'] = S S'``, of shape
+`[*batch, outputs, columns]`.
 Curvature does not depend on which parametrisation a family chooses; the linearised predictive does.
 """
 
@@ -28,7 +29,7 @@ class Family(ABC):
     @staticmethod
     @abstractmethod
     def link(fn: Any) -> Tensor:
-        """Unconstrained parameters eta [*batch, outputs] of a distribution."""
+        """Unconstrained parameters eta `[*batch, outputs]` of a distribution."""
 
     @staticmethod
     @abstractmethod
@@ -38,7 +39,7 @@ class Family(ABC):
     @staticmethod
     @abstractmethod
     def fisher_root(eta: Tensor) -> Tensor:
-        """S [*batch, outputs, columns] with S S' the Fisher information in eta."""
+        """S `[*batch, outputs, columns]` with S S' the Fisher information in eta."""
 
 
 _FAMILIES: dict[type, type[Family]] = {}
@@ -74,7 +75,7 @@ class Likelihood:
         return sum(w.reinterpreted_batch_ndims for w in self.wrappers if isinstance(w, torch.distributions.Independent))
 
     def link(self) -> Tensor:
-        """Eta [*base batch, outputs]; the event dims of `to_event` are batch dims here."""
+        """Unconstrained parameters eta `[*base batch, outputs]`; the event dims of `to_event` are batch dims here."""
         eta = self.family.link(self.base)
         shape = self.wrappers[0].shape() if self.wrappers else self.base.shape()
         batch = shape[: len(shape) - len(self.base.event_shape)]
@@ -93,7 +94,7 @@ class Likelihood:
         return fn
 
     def weight(self, per_datum: Tensor) -> Tensor:
-        """Spread a weight [*batch] over the base's batch dims, and apply the wrappers' masks."""
+        """Spread a weight `[*batch]` over the base's batch dims, and apply the wrappers' masks."""
         weight = per_datum.reshape(per_datum.shape + (1,) * self.event_dims)
         inner = self.event_dims
         for wrapper in self.wrappers:
@@ -136,6 +137,9 @@ def likelihood_of(fn: Any) -> Likelihood | None:
 def require_likelihood(name: str, fn: Any) -> Likelihood:
     """`likelihood_of`, or an error that names the site.
 
+    Returns:
+        the likelihood, never None.
+
     Raises:
         UnsupportedProgram: if no family is registered for the site's distribution.
     """
@@ -143,7 +147,7 @@ def require_likelihood(name: str, fn: Any) -> Likelihood:
     if likelihood is None:
         raise UnsupportedProgram(
             f"observed site {name!r} has a {type(fn).__name__} distribution, whose link is not known (known: "
-            f"{', '.join(sorted({cls.__name__ for cls in _FAMILIES}))}): its program cannot be linearised. Draw through "
-            "the nonlinear program instead, or register a family with pyro_laplace.likelihood.register"
+            f"{', '.join(sorted({cls.__name__ for cls in _FAMILIES}))}): its program cannot be linearised. Draw "
+            "through the nonlinear program instead, or register a family with pyro_laplace.likelihood.register"
         )
     return likelihood

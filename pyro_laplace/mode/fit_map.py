@@ -31,9 +31,9 @@ def fit_map(
 ) -> AutoDelta:
     """Fit the mode of a Pyro program with `AutoDelta`, `SVI` and `Trace_ELBO`.
 
-    AutoDelta maximises the density of the *constrained* values, ``log p(y, x)``. Ordinary params of the model (a network's
-    weights without a prior) train along; params that the log prior depends on are hyperparameters, and stay. A program of
-    at most 200 coordinates is taken to its mode by Newton's method in the end, however badly scaled it is.
+    AutoDelta maximises the density of the *constrained* values, ``log p(y, x)``. Ordinary params of the model (a
+    network's weights without a prior) train along; params that the log prior depends on are hyperparameters, and stay.
+    A program of at most 200 coordinates is taken to its mode by Newton's method in the end, however badly scaled it is.
 
     Args:
         model: a Pyro program.

@@ -13,7 +13,7 @@ class Mode:
         theta: all latent sites, unconstrained [params].
         log_joint: log p(y, theta) there, the log-Jacobian included if the density is that of theta.
         gradient_norm: Euclidean norm of its gradient in the random coordinates, in nats per unit of theta.
-        decrement: Newton decrement sqrt(g' Lambda^-1 g): the distance to the mode in posterior standard deviations.
+        decrement: Newton decrement ``sqrt(g' Lambda^-1 g)``: the distance to the mode in posterior standard deviations.
         num_random: number of random coordinates P; a decrement above 0.1 sqrt(P) is no mode.
         moved: whether the point was moved from where the map guide left it.
     """

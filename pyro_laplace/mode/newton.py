@@ -32,7 +32,7 @@ class Quadratic:
 
     @property
     def decrement(self) -> float:
-        """sqrt(g' |H|^-1 g), the distance to the minimum in posterior standard deviations."""
+        """``sqrt(g' |H|^-1 g)``, the distance to the minimum in posterior standard deviations."""
         return float((self.slope.square() / self.metric).sum().sqrt())
 
     def step(self, damping: float) -> tuple[Theta, float]:
@@ -45,8 +45,8 @@ class Quadratic:
 def minimise(objective: Objective) -> Theta:
     """The minimum of minus the log joint over the objective's free coordinates, float64.
 
-    Steps are damped until the objective falls. Where it cannot resolve the fall any more (rounding), undamped steps go on
-    as long as the Newton decrement shrinks, so that the result is as exact as the gradient.
+    Steps are damped until the objective falls. Where it cannot resolve the fall any more (rounding), undamped steps go
+    on as long as the Newton decrement shrinks, so that the result is as exact as the gradient.
 
     Args:
         objective: what to minimise, from its own `theta`.

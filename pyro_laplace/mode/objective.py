@@ -51,7 +51,7 @@ class Objective:
         theta = self.embed(part)
         try:
             value, gradient = self._sum(theta)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage] (documented as public)
             value, gradient = (
                 torch.full((), torch.inf, dtype=torch.float64),
                 torch.zeros_like(theta, dtype=torch.float64),

@@ -1,13 +1,13 @@
-"""The SVI loop: full batch or mini-batches, with prior and likelihood in their true proportion, until the loss settles."""
+"""The SVI loop, full batch or mini-batches: prior and likelihood in their true proportion, until the loss settles."""
 
 from collections.abc import Callable, Iterator
 from itertools import cycle
-from typing import Any
+from typing import Any, cast
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
 from pyro.poutine.messenger import Messenger
 from tqdm.auto import tqdm
 
@@ -29,8 +29,8 @@ DECAYS = (0.1, 0.1)
 class _Share(Messenger):
     """Scales one batch's log density so that the batches of a pass add up to that of all data.
 
-    Latent sites count 1 / batches; a plate's own subsample scale is undone at observed sites, which the batches of a pass
-    visit once. A plate that draws its own indices states the proportion already.
+    Latent sites count 1 / batches; a plate's own subsample scale is undone at observed sites, which the batches of a
+    pass visit once. A plate that draws its own indices states the proportion already.
     """
 
     def __init__(self, program: Program, batches: int) -> None:
@@ -64,8 +64,8 @@ def train(
 ) -> list[float]:
     """Train a guide with `SVI` and `Trace_ELBO` until the loss settles.
 
-    The loss is averaged over windows of `WINDOW` steps. When it has not fallen by `tolerance` nats for `PATIENCE` windows, the step
-    size is divided by ten, twice, then the training ends.
+    The loss is averaged over windows of `WINDOW` steps. When it has not fallen by `tolerance` nats for `PATIENCE`
+    windows, the step size is divided by ten, twice, then the training ends.
 
     Args:
         program: the traced program.
@@ -88,7 +88,7 @@ def train(
     if num_steps < 1:
         raise InvalidOption(f"num_steps={num_steps} leaves nothing to train: give a positive number")
     batches = sum(1 for _ in data)
-    optim = optim or pyro.optim.Adam({"lr": learning_rate})
+    optim = optim or Adam({"lr": learning_rate})
     model = _Share(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
     scaled_guide = poutine.scale(guide, scale=1.0 if program.own_indices else 1.0 / batches)
     svi = SVI(model, scaled_guide, optim, Trace_ELBO())
@@ -97,7 +97,7 @@ def train(
     decays, best, stale, total = list(DECAYS), float("inf"), 0, 0.0
     with tqdm(total=num_steps, desc=description, disable=not progress) as bar:
         for step, batch in enumerate(_forever(data), start=1):
-            total += svi.step(*batch.args, **batch.kwargs)
+            total += cast(float, svi.step(*batch.args, **batch.kwargs))
             bar.update()
             if step % window == 0:
                 losses.append(total * batches / window)

@@ -8,16 +8,26 @@ from pyro_laplace.precision.block import Block
 
 
 class Precision(Block):
-    """Block-diagonal Lambda; the blocks follow each other in the order of the coordinates.
+    """Block-diagonal Lambda, up to the order of the coordinates.
 
     Attributes:
         blocks: the blocks.
+        order: coordinates of the blocks' entries, one block after the other [params].
     """
 
-    def __init__(self, blocks: list[Block]) -> None:
+    order: Tensor
+
+    def __init__(self, placed: list[tuple[Tensor, Block]]) -> None:
+        """Join blocks.
+
+        Args:
+            placed: each block with its coordinates [block size].
+        """
         super().__init__()
-        self.blocks = torch.nn.ModuleList(blocks)
-        self.sizes = [block.size for block in blocks]
+        self.blocks = torch.nn.ModuleList([block for _, block in placed])
+        self.sizes = [block.size for _, block in placed]
+        self.register_buffer("order", torch.cat([index for index, _ in placed]))
+        self._sorted = bool((self.order[1:] > self.order[:-1]).all())
 
     @property
     def size(self) -> int:
@@ -42,12 +52,19 @@ class Precision(Block):
 
     def variance(self) -> Theta:
         """Marginal variances [params]."""
-        return torch.cat([block.variance() for block in self.blocks])
+        return self._place(torch.cat([block.variance() for block in self.blocks]))
 
     def to_dense(self) -> Matrix:
         """Lambda [params, params]."""
-        return torch.block_diag(*(block.to_dense() for block in self.blocks))
+        dense = torch.block_diag(*(block.to_dense() for block in self.blocks))
+        return self._place(self._place(dense).mT).mT
 
     def _each(self, operation: str, x: Tensor) -> Tensor:
-        parts = zip(self.blocks, x.split(self.sizes, -1), strict=True)
-        return torch.cat([getattr(block, operation)(part) for block, part in parts], -1)
+        """Apply a block's operation to its coordinates of x [..., params]."""
+        taken = x if self._sorted else x.index_select(-1, self.order)
+        parts = zip(self.blocks, taken.split(self.sizes, -1), strict=True)
+        return self._place(torch.cat([getattr(block, operation)(part) for block, part in parts], -1))
+
+    def _place(self, joined: Tensor) -> Tensor:
+        """Blocks' entries [..., params] to their coordinates."""
+        return joined if self._sorted else torch.empty_like(joined).index_copy(-1, self.order, joined)

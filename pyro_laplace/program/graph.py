@@ -1,8 +1,9 @@
 """Which operation of the program consumes which latent site: the last layer, read off one run.
 
-A `TorchFunctionMode` follows every tensor from the latent sites to the parameters of the observed distributions. A tensor
-made of latent values and constants alone is still a parameter (a transposed or rescaled weight). Where such a parameter
-meets an activation in a product, an operation with parameters is born; where it is added to one, it is that operation's bias.
+A `TorchFunctionMode` follows every tensor from the latent sites to the parameters of the observed distributions. A
+tensor made of latent values and constants alone is still a parameter (a transposed or rescaled weight). Where such a
+parameter meets an activation in a product, an operation with parameters is born; where it is added to one, it is that
+operation's bias.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 _PRODUCTS = {
-    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "einsum", "bilinear",
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding", "tensordot",
-    "dot", "inner",
+    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "einsum",
+    "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding",
+    "tensordot", "dot", "inner",
 }  # fmt: skip
 _SUMS = {"add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__"}
 
@@ -102,6 +103,9 @@ def last_layer(run: Callable[[Mapping[str, Tensor]], list[Tensor]], values: Mapp
     Args:
         run: runs the program with latent values and returns the parameters of its observed distributions.
         values: a value for every latent site.
+
+    Returns:
+        their names; none where no parameter meets an activation in a product.
     """
     values = {name: value.clone() for name, value in values.items()}
     mode = GraphMode(values)

@@ -21,7 +21,7 @@ def init_to_start(site: Mapping[str, Any]) -> Tensor:
         site: a sample message or trace node, with its distribution under ``"fn"``.
 
     Returns:
-        A value of shape [*batch_shape, *event_shape] within the support.
+        a value of shape `[*batch_shape, *event_shape]` within the support.
     """
     fn = site["fn"]
     transform = biject_to(fn.support)

@@ -6,16 +6,22 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_laplace._compat import undisturbed
+from pyro_laplace._compat import scale_and_mask, undisturbed
 from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.run import Recorder, Run, Site, run_model
 from pyro_laplace.program.sites import Latent, pack, unpack
-from pyro_laplace.program.validate import latent_layout, refuse_missing, refuse_no_likelihood, refuse_randomness, refuse_surplus, start_value
+from pyro_laplace.program.validate import (
+    latent_layout,
+    refuse_missing,
+    refuse_no_likelihood,
+    refuse_randomness,
+    refuse_surplus,
+    start_value,
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,9 @@ class Program:
             model: a Pyro program.
             data: what it is called with; observed sites are those that have a value on this call.
             values: value of every latent site; without them they start from `init_to_start`.
+
+        Returns:
+            the program, whose `start` is theta at these values.
 
         Raises:
             UnsupportedProgram: if a construct has no Laplace approximation, naming the site and what to do.
@@ -112,8 +121,11 @@ class Program:
         Args:
             theta: unconstrained latent values.
             chunk: any chunk of the data.
-            jacobian: whether log |d value / d theta| is counted, making it the density of theta.
+            jacobian: whether ``log |d value / d theta|`` is counted, making it the density of theta.
             sites: only these sites (and no factors); None means all.
+
+        Returns:
+            the log density in nats.
         """
         return self.log_prior_of(self.run(theta, chunk), theta, jacobian, sites)
 
@@ -134,9 +146,12 @@ class Program:
         return total
 
     def log_lik(self, theta: Tensor, chunk: Chunk) -> dict[str, Tensor]:
-        """Log likelihood per datum: site name to [*batch_shape], scaled and masked as in the program.
+        """Log likelihood per datum, scaled and masked as in the program.
 
         The scale by which a subsampling plate extrapolates to all its data is undone.
+
+        Returns:
+            name of an observed site, or of a factor inside a plate, to its terms `[*batch_shape]`.
         """
         return log_lik_of(self.run(theta, chunk), chunk)
 
@@ -197,7 +212,7 @@ def sum_log_lik(run: Run, chunk: Chunk) -> Scalar:
 
 
 def weigh(site: Site, chunk: Chunk, per_datum: Tensor) -> Tensor:
-    """Multiply a tensor [*batch_shape] by the chunk's weights along the plates of its site."""
+    """Multiply a tensor `[*batch_shape]` by the chunk's weights along the plates of its site."""
     for frame in site.frames:
         if frame.name in chunk.weights:
             weight = chunk.weights[frame.name].to(per_datum)
@@ -206,6 +221,6 @@ def weigh(site: Site, chunk: Chunk, per_datum: Tensor) -> Tensor:
 
 
 def datum_weight(site: Site, chunk: Chunk) -> Tensor:
-    """What each datum's curvature is multiplied by, [*batch_shape]: user scale, mask and the chunk's weights."""
-    ones = torch.ones(site.fn.batch_shape, dtype=torch.float64)
+    """What each datum's curvature is multiplied by, `[*batch_shape]`: user scale, mask and the chunk's weights."""
+    ones = torch.ones(site.fn.batch_shape, dtype=torch.float64, device=site.value.device)
     return weigh(site, chunk, scale_and_mask(ones, site.own_scale, site.mask))

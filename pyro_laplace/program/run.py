@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_laplace._compat import site_is_deterministic, site_is_factor, site_is_subsample
+from pyro_laplace._compat import scale_and_mask, site_is_deterministic, site_is_factor, site_is_subsample
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace._typing import Values
 from pyro_laplace.data import Batch
@@ -51,7 +50,7 @@ class Site:
         return self.scale / self.subsample_scale
 
     def log_prob(self) -> Tensor:
-        """Log density per batch element, [*batch_shape], as the program scales and masks it."""
+        """Log density per batch element, `[*batch_shape]`, as the program scales and masks it."""
         return scale_and_mask(self.fn.log_prob(self.value), self.scale, self.mask)
 
     def own_log_prob(self) -> Tensor:
@@ -112,11 +111,11 @@ class Recorder(Messenger):
 
     def _subsample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
-        drawn = msg["value"] is None and fn.subsample_size is not None and fn.subsample_size < fn.size
-        if drawn:
-            self.run.subsampled[name] = (int(fn.size), int(fn.subsample_size))
+        size, subsample_size = fn.size, fn.subsample_size
+        if msg["value"] is None and subsample_size is not None and subsample_size < size:
+            self.run.subsampled[name] = (int(size), int(subsample_size))
             index = self.indices.get(name)
-            msg["value"] = torch.arange(fn.subsample_size, device=fn.device) if index is None else index
+            msg["value"] = torch.arange(subsample_size, device=fn.device) if index is None else index
             msg["done"] = True
 
     def _observe(self, msg: Any) -> None:

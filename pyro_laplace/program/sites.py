@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_laplace._typing import Theta, Values
@@ -47,30 +47,30 @@ class Latent:
     def constrained(self) -> bool:
         """Whether the map to unconstrained space is anything but the identity."""
         support = self.support
-        while isinstance(support, torch.distributions.constraints.independent):
+        while isinstance(support, constraints.independent):
             support = support.base_constraint
-        return support is not torch.distributions.constraints.real
+        return support is not constraints.real
 
     def constrain(self, part: Tensor) -> Tensor:
-        """Unconstrained coordinates [..., size] to the site's value [..., *shape]."""
+        """Unconstrained coordinates [..., size] to the site's value `[..., *shape]`."""
         batch = part.shape[:-1]
         if not self.unconstrained_shape:  # forward-mode AD promotes tangents of 0-dim tensors to float64
             return biject_to(self.support)(part).reshape(batch)
         return biject_to(self.support)(part.reshape((*batch, *self.unconstrained_shape)))
 
     def unconstrain(self, value: Tensor) -> Tensor:
-        """The site's value [*shape] to its coordinates [size]."""
+        """The site's value `[*shape]` to its coordinates [size]."""
         return biject_to(self.support).inv(value.expand(self.shape)).reshape(-1)
 
     def log_abs_det_jacobian(self, part: Tensor) -> Tensor:
-        """Log |d value / d coordinates|, summed over the site."""
+        """``log |d value / d coordinates|``, summed over the site."""
         unconstrained = part.reshape(self.unconstrained_shape)
         transform = biject_to(self.support)
         return transform.log_abs_det_jacobian(unconstrained, transform(unconstrained)).sum()
 
 
 def unpack(latents: Mapping[str, Latent], theta: Tensor) -> dict[str, Tensor]:
-    """Theta [..., params] to site values [..., *shape]."""
+    """Theta [..., params] to site values `[..., *shape]`."""
     return {name: latent.constrain(theta[..., latent.slice]) for name, latent in latents.items()}
 
 

@@ -18,6 +18,9 @@ from pyro_laplace.program.sites import Latent
 def latent_layout(run: Run) -> dict[str, Latent]:
     """The latent sites of a run, laid out in theta in trace order.
 
+    Returns:
+        site name to `Latent`; their slices follow each other from 0 on.
+
     Raises:
         UnsupportedProgram: if there is none, or one is discrete, lives on a sphere or inside a subsampled plate.
     """
@@ -57,8 +60,8 @@ def refuse_missing(site: Mapping[str, Any]) -> Tensor:
     if site["fn"].support.is_discrete:
         raise UnsupportedProgram(_discrete(name, site["fn"]))
     raise UnsupportedProgram(
-        f"the map_guide has no value for latent site {name!r}. If {name!r} is data, give its value; else train the guide "
-        f"on the whole model, or hold the site with poutine.condition(model, data={{{name!r}: value}})"
+        f"the map_guide has no value for latent site {name!r}. If {name!r} is data, give its value; else train the "
+        f"guide on the whole model, or hold the site with poutine.condition(model, data={{{name!r}: value}})"
     )
 
 
@@ -91,6 +94,9 @@ def start_value(site: Mapping[str, Any]) -> Tensor:
 
     Args:
         site: its sample message.
+
+    Returns:
+        a value of the distribution's shape, within its support.
 
     Raises:
         UnsupportedProgram: if it is discrete or has no unconstrained form, naming it.
