@@ -1,7 +1,7 @@
 """A Bayesian neural net on two real data sets: MAP, Laplace, variational inference and NUTS side by side.
 
-One Pyro program per data set. Its mode is fitted with Pyro's AutoDelta and turned into Laplace posteriors over all weights and
-over the last layer; mean-field VI and NUTS run on the very same program. Prints a table per data set and writes figures, netCDF
+One Pyro program per data set. Its mode is fitted with AutoDelta and turned into Laplace posteriors over all weights and
+over the last layer; mean-field VI and NUTS run on the same program. Prints a table per data set; writes figures, netCDF
 DataTrees and a report into a folder.
 
     python examples/compare_posteriors.py [--out compare_posteriors] [--quick]
@@ -97,7 +97,8 @@ def breast_cancer(seed: int) -> Problem:
     split = train_test_split(data.data, data.target, test_size=0.25, random_state=seed, stratify=data.target)
     x, x_test = standardise(*split[:2])
     y, y_test = (torch.tensor(part, dtype=torch.float32) for part in split[2:])
-    return Problem("breast_cancer", Classification(30, 5), (x, y), (x_test, y_test), list(map(str, data.feature_names)))
+    features = [str(name) for name in data.feature_names]
+    return Problem("breast_cancer", Classification(30, 5), (x, y), (x_test, y_test), features)
 
 
 def standardise(train: Any, test: Any) -> tuple[Tensor, Tensor]:
@@ -137,10 +138,11 @@ def report(problem: Problem, posteriors: dict[str, Any], folder: Path) -> pd.Dat
     folder.mkdir(parents=True, exist_ok=True)
     model, train, test = problem.model, problem.train, problem.test
     table = pl.compare(model, posteriors, train, test_data=test)
-    trees = {name: pl.to_datatree(model, posterior, train) for name, posterior in posteriors.items() if name != "map"}
+    spread = {name: posterior for name, posterior in posteriors.items() if name != "map"}
+    trees = {name: pl.to_datatree(model, posterior, train) for name, posterior in spread.items()}
     for name, tree in trees.items():
         tree.to_netcdf(folder / f"{slug(name)}.nc")
-    held_out = {name: pl.to_datatree(model, posteriors[name], test, num_prior_samples=0) for name in trees}
+    held_out = {n: pl.to_datatree(model, posterior, test, num_prior_samples=0) for n, posterior in spread.items()}
     few = {name: posterior for name, posterior in posteriors.items() if name in ("laplace", "vi", "nuts")}
     figures = {
         "comparison": pl.plots.comparison(table),
@@ -172,7 +174,7 @@ def surface(problem: Problem) -> dict[str, Figure]:
     map_guide = pl.fit_map(model, train)
     posteriors = {"map": map_guide, "laplace": pl.fit_laplace(model, train, map_guide)}
     figure = pl.plots.class_surface(
-        model, posteriors, train, margin=0.3, class_names=("malignant", "benign"), labels=(names[0], names[1])
+        model, posteriors, train, margin=0.3, class_names=("malignant", "benign"), labels=tuple(names)
     )
     return {"surface": figure}
 
@@ -183,8 +185,8 @@ def markdown(problem: Problem, table: pd.DataFrame, figures: list[str]) -> str:
     rows += [f"| {name} | " + " | ".join(f"{value:.3g}" for value in row) + " |" for name, row in table.iterrows()]
     pictures = [f"![{name}]({name}.png)" for name in figures]
     note = (
-        f"{len(problem.train[0])} training and {len(problem.test[0])} test data. *laplace* predicts with the linearised "
-        "program; *laplace (sampled)* pushes the same draws through the nonlinear network, and shows why one does not."
+        f"{len(problem.train[0])} training, {len(problem.test[0])} test data. *laplace* predicts with the linearised "
+        "program; *laplace (sampled)* pushes the same draws through the nonlinear network, to show the difference."
     )
     return "\n\n".join([f"# {problem.name}", note, "\n".join(rows), *pictures]) + "\n"
 

@@ -85,9 +85,7 @@ def jacobian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Rows:
     rows, params = fn(theta).numel(), theta.numel()
     if rows < params:
         value, pull = _puller(fn, theta)
-        blocks = [
-            torch.func.vmap(pull)(_basis(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)
-        ]
+        blocks = [torch.func.vmap(pull)(_basis(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)]
         return torch.cat(blocks) if blocks else theta.new_zeros(0, params)
     return torch.cat([block for _, block in column_blocks(fn, theta)]).T
 
@@ -106,17 +104,18 @@ def hessian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Matrix:
 def hessian_diagonal(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Theta, bool]:
     """The diagonal of the Hessian of a scalar fn, and whether the Hessian is diagonal.
 
-    For a diagonal H, ``(H v) * v = diag H`` for every vector v of signs; two random ones that disagree disprove it,
-    and the diagonal is then read off the dense columns.
+    For a diagonal H, ``(H v) / v = diag H`` for every v; two random ones that disagree disprove it, and the diagonal is
+    then read off the dense columns.
 
     Returns:
         the diagonal [params], and whether everything beside it is zero.
     """
     gradient, pull = _puller(torch.func.grad(fn), theta)
     generator = torch.Generator().manual_seed(0)
-    signs = (torch.randint(0, 2, (2, theta.numel()), generator=generator) * 2 - 1).to(gradient)
-    first, second = (sign * pull(sign) for sign in signs)
-    if torch.allclose(first, second, rtol=1e-5, atol=1e-6 * float(first.abs().max().nan_to_num())):
+    probes = (torch.rand(2, theta.numel(), generator=generator, dtype=torch.float64) + 0.5).to(gradient)
+    first, second = (pull(probe) / probe for probe in probes)
+    close = 1e2 * torch.finfo(theta.dtype).eps
+    if torch.allclose(first, second, rtol=close, atol=close * float(first.abs().max().nan_to_num())):
         return first, True
     diagonal = [
         torch.func.vmap(lambda v: (pull(v) * v).sum())(_basis(start, stop, theta.numel(), gradient))

@@ -44,7 +44,7 @@ def compare(
 
     Args:
         model: a Pyro program, or what `linearize` makes of one.
-        posteriors: name to guide, `pyro.infer.MCMC`, or draws {site: [draws, *shape]}, as in `to_datatree`.
+        posteriors: name to guide, `pyro.infer.MCMC`, or draws {site: `[draws, *shape]`}, as in `to_datatree`.
         data: what they were fitted to: a batch (tuple, dict or tensor), or a re-iterable of batches.
         test_data: held-out data of the same kind, observed values included. None leaves out the columns about them.
         num_samples: draws from each guide; an `MCMC` and a mapping keep theirs.
@@ -114,7 +114,7 @@ def _relative_efficiency(tree: Any) -> float:
 def _held_out(view: View, draws: PosteriorDraws, num_samples: int) -> dict[str, float]:
     log_lik = _pointwise(view, draws).double()
     scores = {"test_lpd": float((log_lik.logsumexp(0) - math.log(len(log_lik))).mean())}
-    replicated = view.replicated(draws.copies(num_samples))
+    replicated = view.replicated(draws.at_least(num_samples))
     expected = {name: value.mean(0) for name, value in view.expected(draws.values).items()}
     for name, observed in view.observed.items():
         of = f" ({name})" if len(view.observed) > 1 else ""

@@ -48,8 +48,8 @@ def to_datatree(
 
     Args:
         model: a Pyro program, or what `linearize` makes of one.
-        posterior: any guide, a `pyro.infer.MCMC` that has run, or draws, a mapping of site name to [draws, *shape]. An
-            `AutoDelta` gives one draw, its point, and `num_samples` draws of what that predicts.
+        posterior: any guide, a `pyro.infer.MCMC` that has run, or draws, a mapping of site name to
+            `[draws, *shape]`. An `AutoDelta` gives one draw, its point.
         data: a batch (tuple, dict or tensor), or a re-iterable of batches, visited once each.
         num_samples: draws from a guide; an `MCMC` and a mapping keep theirs.
         linearized: whether `log_likelihood` and `posterior_predictive` are of the linearised program. "auto": for an
@@ -73,7 +73,7 @@ def to_datatree(
     groups = {
         "posterior": {**view.latents(draws.values), **view.deterministic(draws.values)},
         "log_likelihood": view.log_lik(draws.values),
-        "posterior_predictive": view.replicated(draws.copies(num_samples)),
+        "posterior_predictive": view.replicated(draws.at_least(num_samples) if draws.is_point else draws.values),
     }
     groups = {group: {k: draws.by_chain(v) for k, v in values.items()} for group, values in groups.items()}
     groups["sample_stats"] = {"lp": draws.by_chain(view.log_joint(draws.values)), **draws.stats}

@@ -133,7 +133,7 @@ class AutoLaplace(AutoContinuous):
                 result[name] = pyro.sample(name, dist.Delta(value, event_dim=len(latent.event_shape)))
         return result
 
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Posterior median of every latent site; sites outside the subset are at the mode."""
         return self._ordered(super().median() | self._held())
 

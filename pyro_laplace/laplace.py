@@ -51,7 +51,8 @@ def fit_laplace(
         map_guide: an `AutoDelta` at the mode, however it was trained, or a mapping of site values; None fits it first.
         subset: the random sites, the others are held at the mode: "all", "last_layer", site names or globs, or a
             callable of the site name.
-        structure: of the precision, "full" or "diag".
+        structure: of the precision: "full", "kron" (a Kronecker product per layer, dense blocks for sites in no layer)
+            or "diag".
         curvature: of the log likelihood: "ggn" (exact Fisher information; exact Hessian for distributions without a
             registered one) or "hessian".
         jacobian: True builds the Gaussian at the mode of the density of theta, ``log |dx/dtheta|`` included; False at

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ from pyro.infer.autoguide import AutoLaplaceApproximation, init_to_value
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Distribution, biject_to
 
 # --- closed forms -----------------------------------------------------------------------------
 
@@ -71,11 +72,11 @@ def init_to_zeros(site: dict) -> Tensor:
     return transform(torch.zeros(transform.inverse_shape(site["fn"].shape())))
 
 
-def _is_latent(site: dict) -> bool:
+def _is_latent(site: Any) -> bool:
     return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
 
 
-def _is_likelihood(site: dict) -> bool:
+def _is_likelihood(site: Any) -> bool:
     return site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site)
 
 
@@ -84,7 +85,7 @@ class FlatProgram:
 
     def __init__(self, model: Callable, *args, **kwargs):
         self.model, self.args, self.kwargs = model, args, kwargs
-        start = poutine.trace(InitMessenger(init_to_zeros)(model)).get_trace(*args, **kwargs)
+        start: Any = poutine.trace(InitMessenger(init_to_zeros)(model)).get_trace(*args, **kwargs)
         self.sites = {name: site for name, site in start.nodes.items() if _is_latent(site)}
         self.shapes = {
             name: biject_to(site["fn"].support).inv(site["value"]).shape for name, site in self.sites.items()
@@ -124,6 +125,10 @@ class FlatProgram:
         conditioned = poutine.condition(self.model, data=values)
         return poutine.trace(conditioned).get_trace(*self.args, **self.kwargs), log_det
 
+    def site(self, theta: Tensor, name: str) -> Any:
+        """The named sample statement, with the latent sites at theta."""
+        return self.trace(theta)[0].nodes[name]
+
     def log_joint(self, theta: Tensor, jacobian: bool = True) -> Tensor:
         """Log density of data and theta; without `jacobian`, of data and constrained values, as a function of theta."""
         with unvalidated():
@@ -159,10 +164,10 @@ class FlatProgram:
     def likelihood_ggn(self, theta: Tensor, name: str) -> Tensor:
         def parameters(t: Tensor) -> Tensor:
             with unvalidated():
-                return likelihood_parameters(self.trace(t)[0].nodes[name]["fn"])
+                return likelihood_parameters(self.site(t, name)["fn"])
 
         with unvalidated():
-            site = self.trace(theta)[0].nodes[name]
+            site = self.site(theta, name)
         fisher_ncd = fisher_information(site["fn"])
         jac_ncp = torch.func.jacrev(parameters)(theta)
         weight_n = datum_weights(site, len(fisher_ncd))
@@ -175,40 +180,40 @@ class FlatProgram:
 
     def mode(self, theta: Tensor | None = None, jacobian: bool = True, max_iter: int = 200) -> Tensor:
         """Mode of the density of theta by a Newton method in a trust region: small steps where it is not concave."""
-        theta = torch.zeros(self.size) if theta is None else theta.detach().clone()
-        damping, value = 1e-3, self.log_joint(theta, jacobian)
+        point = torch.zeros(self.size) if theta is None else theta.detach().clone()
+        damping, value = 1e-3, self.log_joint(point, jacobian)
         for _ in range(max_iter):
-            eigenvalues, basis = torch.linalg.eigh(self.hessian(theta, jacobian))
-            gradient = basis.T @ self.gradient(theta, jacobian)
+            eigenvalues, basis = torch.linalg.eigh(self.hessian(point, jacobian))
+            gradient = basis.T @ self.gradient(point, jacobian)
             if eigenvalues.min() > 0 and (gradient**2 / eigenvalues).sum() < 1e-20:
                 break
             step = basis @ (gradient / (eigenvalues.abs() + damping))
-            proposal = self.log_joint(theta + step, jacobian)
+            proposal = self.log_joint(point + step, jacobian)
             if proposal >= value - 1e-9 * value.abs():
-                theta, value, damping = theta + step, proposal, damping / 10
+                point, value, damping = point + step, proposal, damping / 10
             else:
                 damping = max(damping, 1e-6) * 10
-        return theta
+        return point
 
 
 # --- Fisher information, spelled out ----------------------------------------------------------
 
 
-def _base(fn: dist.Distribution) -> dist.Distribution:
+def _base(fn: Distribution) -> Distribution:
     """The distribution of a single coordinate, wrappers removed."""
     while isinstance(fn, dist.Independent | dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
 
 
-def _coordinates(fn: dist.Distribution, *parameters: Tensor) -> list[Tensor]:
+def _coordinates(fn: Distribution, *parameters: Tensor) -> list[Tensor]:
     """Parameters as matrices [n, k]: a row a datum (an element of the batch shape), a column an entry of its event."""
     shape = fn.batch_shape + fn.event_shape
     num_obs = fn.batch_shape.numel()
     return [parameter.expand(shape).reshape(num_obs, -1) for parameter in parameters]
 
 
-def likelihood_parameters(fn: dist.Distribution) -> Tensor:
+def likelihood_parameters(fn: Distribution) -> Tensor:
     """Parameters [n, c]: loc and scale of (Log)Normal; logits of Bernoulli and Categorical; rate of Poisson."""
     base = _base(fn)
     match base:
@@ -223,7 +228,7 @@ def likelihood_parameters(fn: dist.Distribution) -> Tensor:
     raise NotImplementedError(type(base).__name__)
 
 
-def fisher_information(fn: dist.Distribution) -> Tensor:
+def fisher_information(fn: Distribution) -> Tensor:
     """Fisher information [n, c, c] in `likelihood_parameters`."""
     base = _base(fn)
     match base:
@@ -264,6 +269,6 @@ def pyro_laplace_at(model: Callable, values: dict[str, Tensor], *args, **kwargs)
     with pyro.settings.context(module_local_params=True):
         guide = AutoLaplaceApproximation(model, init_loc_fn=init_to_value(values=values))
         guide(*args, **kwargs)
-        gaussian = guide.laplace_approximation(*args, **kwargs)
+        gaussian: Any = guide.laplace_approximation(*args, **kwargs)
     scale_tril = gaussian.scale[:, None] * gaussian.scale_tril
     return gaussian.loc, scale_tril @ scale_tril.T

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 FOLDER = Path(__file__).parents[2] / "shared" / "posteriordb"
@@ -50,7 +51,7 @@ def tensor(values: list) -> Tensor:
     return torch.tensor(values, dtype=torch.get_default_dtype())
 
 
-def flat(support: constraints.Constraint, *shape: int) -> dist.Distribution:
+def flat(support: constraints.Constraint, *shape: int) -> TorchDistributionMixin:
     """An improper uniform prior over one value of this shape."""
     if shape and support.event_dim == 0:
         support = constraints.independent(support, len(shape))
@@ -60,7 +61,7 @@ def flat(support: constraints.Constraint, *shape: int) -> dist.Distribution:
 # --- regressions: y ~ Normal(X beta, sigma), which differ in their priors only ----------------------
 
 
-def regression(x: Tensor, y: Tensor, beta_prior: dist.Distribution, sigma_prior: dist.Distribution) -> None:
+def regression(x: Tensor, y: Tensor, beta_prior: TorchDistributionMixin, sigma_prior: TorchDistributionMixin) -> None:
     beta = pyro.sample("beta", beta_prior)
     sigma = pyro.sample("sigma", sigma_prior)
     with pyro.plate("data", len(y)):
@@ -76,7 +77,7 @@ def flat_cauchy(x: Tensor, y: Tensor) -> None:
 
 
 def normal_normal(x: Tensor, y: Tensor) -> None:
-    regression(x, y, dist.Normal(0.0, 10.0).expand([x.shape[1]]).to_event(1), dist.HalfNormal(10.0))
+    regression(x, y, dist.Normal(0.0, 10.0).expand_by([x.shape[1]]).to_event(1), dist.HalfNormal(10.0))
 
 
 def design(*columns: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def blr(data: dict) -> tuple:
 def autoregression(lags: Tensor, y: Tensor) -> None:
     """`y[t]` given its K predecessors, `lags[t, k] = y[t - k]`."""
     alpha = pyro.sample("alpha", dist.Normal(0.0, 10.0))
-    beta = pyro.sample("beta", dist.Normal(0.0, 10.0).expand([lags.shape[1]]).to_event(1))
+    beta = pyro.sample("beta", dist.Normal(0.0, 10.0).expand_by([lags.shape[1]]).to_event(1))
     sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
     with pyro.plate("time", len(y)):
         pyro.sample("y", dist.Normal(alpha + lags @ beta, sigma), obs=y)
@@ -163,7 +164,7 @@ def gp_cholesky(rho: Tensor, alpha: Tensor, x: Tensor) -> Tensor:
 def gp_poisson(x: Tensor, k: Tensor) -> None:
     rho = pyro.sample("rho", dist.Gamma(25.0, 4.0))
     alpha = pyro.sample("alpha", dist.HalfNormal(2.0))
-    f_tilde = pyro.sample("f_tilde", dist.Normal(0.0, 1.0).expand([len(x)]).to_event(1))
+    f_tilde = pyro.sample("f_tilde", dist.Normal(0.0, 1.0).expand_by([len(x)]).to_event(1))
     f = gp_cholesky(rho, alpha, x) @ f_tilde
     with pyro.plate("data", len(x)):
         pyro.sample("k", dist.Poisson(f.exp()), obs=k)

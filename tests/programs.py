@@ -5,12 +5,14 @@ Build a case inside a test, not at import: its tensors take the default dtype of
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from oracles import FlatProgram
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.autoguide import AutoDelta, init_to_value
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
@@ -64,8 +66,8 @@ def some_theta(case: Case, seed: int = 1) -> Tensor:
     return 0.5 * torch.randn(case.flat.size, generator=generator(seed))
 
 
-def normal(scale: float, *shape: int) -> dist.Distribution:
-    return dist.Normal(0.0, scale).expand(shape).to_event(len(shape))
+def normal(scale: float, *shape: int) -> TorchDistributionMixin:
+    return dist.Normal(0.0, scale).expand_by(shape).to_event(len(shape))
 
 
 # --- linear predictors --------------------------------------------------------------------------
@@ -334,6 +336,11 @@ def mlp_classifier(num_inputs: int = 3, num_hidden: int = 4, num_classes: int = 
     return Case(model, (x, torch.randint(num_classes, (num_obs,), generator=g)), last_layer=("w2", "b2"))
 
 
+def pyro_module(module: type[nn.Module]) -> Any:
+    """`PyroModule[module]`, which is called as `module` is (its annotation is that of `PyroModule`)."""
+    return PyroModule[module]
+
+
 class BayesianNet(PyroModule):
     """`nn.Linear` layers whose weights are `PyroSample`s.
 
@@ -347,7 +354,7 @@ class BayesianNet(PyroModule):
 
     @staticmethod
     def _layer(num_inputs: int, num_outputs: int) -> PyroModule:
-        layer = PyroModule[nn.Linear](num_inputs, num_outputs)
+        layer = pyro_module(nn.Linear)(num_inputs, num_outputs)
         layer.weight = PyroSample(normal(1.0, num_outputs, num_inputs))
         layer.bias = PyroSample(normal(2.0, num_outputs))
         return layer

@@ -535,6 +535,20 @@ def test_a_part_of_the_data_is_not_extrapolated_datum_by_datum():
     np.testing.assert_allclose(tree.sample_stats["lp"], expected)
 
 
+def test_a_batch_that_is_one_event_is_one_datum():
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0, 1))
+        pyro.sample("y", dist.Normal(w * x, 1.0).to_event(1), obs=y)
+
+    x, y = torch.linspace(0, 1, 6), torch.ones(6)
+    draws = {"w": torch.randn(4)}
+    tree = pl.to_datatree(model, draws, [(x[:2], y[:2]), (x[2:], y[2:])])
+    terms = dist.Normal(draws["w"][:, None] * x, 1.0).log_prob(y)
+    expected = torch.stack([terms[:, :2].sum(-1), terms[:, 2:].sum(-1)], -1)
+    np.testing.assert_allclose(tree.log_likelihood["y"].values[0], expected)
+    assert shapes(tree, "posterior_predictive") == {"y": {"chain": 1, "draw": 4, "y_dim_0": 6}}
+
+
 def test_masked_data_have_no_log_likelihood():
     case = programs.masked()
     tree = pl.to_datatree(case.model, fit(case), case.data, num_samples=3)

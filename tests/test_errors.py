@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -169,8 +170,9 @@ def test_unknown_option_value(option, given, possible):
 
 
 def test_unknown_option():
+    fit: Any = pl.fit_laplace
     with pytest.raises(TypeError, match="structur"):
-        pl.fit_laplace(linear_model(), linear_data(), structur="full")
+        fit(linear_model(), linear_data(), structur="full")
 
 
 @pytest.mark.parametrize(
@@ -219,8 +221,9 @@ def test_what_is_not_data(data, entry):
 
 
 def test_data_loader_of_nothing():
+    nothing: Any = []
     with pytest.raises(pl.LaplaceError, match=r"data|batch"):
-        pl.fit_laplace(linear_model(), torch.utils.data.DataLoader([]))
+        pl.fit_laplace(linear_model(), torch.utils.data.DataLoader(nothing))
 
 
 # --- map guides -----------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """The linearised program is a Pyro program whose likelihood parameters are linear in theta."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta
 
 import pyro_laplace as pl
 
@@ -49,7 +52,7 @@ def flat(values):
 def test_parameters_are_the_first_order_expansion_at_the_mode(guide):
     values = {name: draw[0] for name, draw in guide.sample_posterior(1).items()}
     x = torch.linspace(-3.0, 3.0, 7, dtype=torch.float64)[:, None]
-    trace = poutine.trace(poutine.condition(pl.linearize(network, guide), values)).get_trace(x)
+    trace: Any = poutine.trace(poutine.condition(pl.linearize(network, guide), values)).get_trace(x)
     mode = flat(guide.median())
     jacobian = torch.func.jacfwd(predictor)(mode, x)
     loc, log_sigma = predictor(mode, x) + jacobian @ (flat(values) - mode)
@@ -66,8 +69,8 @@ def test_it_is_the_model_at_the_mode(guide):
 
 
 def test_its_sites_plates_and_priors_are_the_models(guide):
-    mine = poutine.trace(pl.linearize(network, guide)).get_trace(X, Y)
-    theirs = poutine.trace(network).get_trace(X, Y)
+    mine: Any = poutine.trace(pl.linearize(network, guide)).get_trace(X, Y)
+    theirs: Any = poutine.trace(network).get_trace(X, Y)
     assert set(mine.stochastic_nodes) == set(theirs.stochastic_nodes)
     assert mine.observation_nodes == theirs.observation_nodes
     assert mine.nodes["y"]["cond_indep_stack"] == theirs.nodes["y"]["cond_indep_stack"]
@@ -77,8 +80,8 @@ def test_its_sites_plates_and_priors_are_the_models(guide):
 
 def test_scale_mask_and_condition_around_it_count(guide):
     linear = poutine.condition(pl.linearize(network, guide), guide.median())
-    keep = torch.arange(len(X)) % 2 == 0
-    trace = poutine.trace(poutine.scale(poutine.mask(linear, mask=keep), scale=3.0)).get_trace(X, Y)
+    keep: Any = torch.arange(len(X)) % 2 == 0
+    trace: Any = poutine.trace(poutine.scale(poutine.mask(linear, mask=keep), scale=3.0)).get_trace(X, Y)
     trace.compute_log_prob()
     loc, log_sigma = predictor(flat(guide.median()), X)
     expected = 3.0 * (dist.Normal(loc, log_sigma.exp()).log_prob(Y) * keep)
@@ -102,7 +105,7 @@ def test_predictive_means_and_variances_are_the_linear_gaussian_ones(guide):
 def test_gradients_reach_the_latent_sites(guide):
     values = {name: value.clone().requires_grad_() for name, value in guide.median().items()}
     linear = poutine.condition(pl.linearize(network, guide), values)
-    trace = poutine.trace(linear).get_trace(X, Y)
+    trace: Any = poutine.trace(linear).get_trace(X, Y)
     trace.nodes["y"]["fn"].loc.sum().backward()
     jacobian = torch.func.jacfwd(predictor)(flat(guide.median()), X)[0].sum(0)
     torch.testing.assert_close(values["w1"].grad.reshape(-1), jacobian[:4], rtol=1e-10, atol=1e-10)
@@ -118,7 +121,8 @@ def test_categorical_is_linear_in_the_logits():
     labels = (X[:, 0] > 0).long() + (X[:, 0] > 1).long()
     guide = pl.fit_laplace(classes, (X, labels), progress=False)
     values = {name: draw[0] for name, draw in guide.sample_posterior(1).items()}
-    fn = poutine.trace(poutine.condition(pl.linearize(classes, guide), values)).get_trace(X).nodes["y"]["fn"]
+    trace: Any = poutine.trace(poutine.condition(pl.linearize(classes, guide), values)).get_trace(X)
+    fn = trace.nodes["y"]["fn"]
 
     def logits(w1, w2):
         return torch.tanh(X @ w1) @ w2
@@ -126,7 +130,7 @@ def test_categorical_is_linear_in_the_logits():
     mode = guide.median()
     at_mode, change = torch.func.jvp(
         logits, (mode["w1"], mode["w2"]), (values["w1"] - mode["w1"], values["w2"] - mode["w2"])
-    )
+    )[:2]
     torch.testing.assert_close(fn.probs, (at_mode + change).softmax(-1), rtol=1e-9, atol=1e-9)
 
 
@@ -143,4 +147,4 @@ def test_an_unknown_link_is_refused_by_name():
 
 def test_only_a_laplace_guide_is_taken():
     with pytest.raises(pl.InvalidOption, match="AutoDelta"):
-        pl.linearize(network, pyro.infer.autoguide.AutoDelta(network))
+        pl.linearize(network, AutoDelta(network))

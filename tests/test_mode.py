@@ -22,6 +22,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta
 from pyro.nn import PyroModule
+from pyro.optim import PyroOptim
 from torch import nn
 from torch.testing import assert_close
 
@@ -95,7 +96,7 @@ def test_hyperparameters_are_not_trained():
 
     def model(x, y=None):
         prior_std = pyro.param("prior_std", torch.tensor(1.3), constraint=dist.constraints.positive)
-        w = pyro.sample("w", dist.Normal(0.0, prior_std).expand([3]).to_event(1))
+        w = pyro.sample("w", dist.Normal(0.0, prior_std).expand_by([3]).to_event(1))
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Normal(x @ w, 0.7), obs=y)
 
@@ -121,10 +122,10 @@ class DeepFeatures(PyroModule):
 def test_ordinary_parameters_are_trained():
     x, y = linear_data()
     net = DeepFeatures()
-    before = net.features[0].weight.detach().clone()
+    before = net.features[0].get_parameter("weight").detach().clone()
     map_guide = pl.fit_map(net, (x, y))
     fitted = net.features(x) @ map_guide.median(x, y)["w"]
-    assert not torch.allclose(net.features[0].weight, before)
+    assert not torch.allclose(net.features[0].get_parameter("weight"), before)
     assert (fitted - y).var() < 0.7 * y.var()
 
 
@@ -152,7 +153,7 @@ def test_fit_laplace_without_a_map_guide_trains_until_it_is_at_a_mode(make):
 def test_map_guide_from_a_users_own_training(param_mode):
     case = linear_unknown_noise()
     map_guide = AutoDelta(case.model)
-    svi = SVI(case.model, map_guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
+    svi = SVI(case.model, map_guide, PyroOptim(torch.optim.Adam, {"lr": 0.02}), Trace_ELBO())
     for _ in range(300):
         svi.step(*case.data)
     guide = pl.fit_laplace(case.model, case.data, map_guide)

@@ -4,6 +4,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import pyro_module
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
@@ -16,11 +18,11 @@ X = torch.linspace(-1.0, 1.0, 6)[:, None] * torch.ones(3)
 Y = torch.linspace(0.0, 1.0, 6)
 
 
-def normal(*shape: int) -> dist.Distribution:
-    return dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape))
+def normal(*shape: int) -> TorchDistributionMixin:
+    return dist.Normal(0.0, 1.0).expand_by(shape).to_event(len(shape))
 
 
-def observe(loc, y, scale=0.5):
+def observe(loc, y, scale: float | torch.Tensor = 0.5):
     with pyro.plate("data", len(loc)):
         pyro.sample("y", dist.Normal(loc, scale), obs=y)
 
@@ -62,7 +64,8 @@ def linear_regression(x, y=None):
 class Module(PyroModule):
     def __init__(self):
         super().__init__()
-        self.net = PyroModule[nn.Sequential](PyroModule[nn.Linear](3, 4), nn.Tanh(), PyroModule[nn.Linear](4, 1))
+        linear = pyro_module(nn.Linear)
+        self.net = pyro_module(nn.Sequential)(linear(3, 4), nn.Tanh(), linear(4, 1))
         for layer in (self.net[0], self.net[2]):
             layer.weight = PyroSample(normal(*layer.weight.shape))
             layer.bias = PyroSample(normal(*layer.bias.shape))

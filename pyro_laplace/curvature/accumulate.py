@@ -119,7 +119,7 @@ def _rests(curvature: Curvature, program: Program, point: Point, chunk: Chunk) -
         if len(point.index) > HESSIAN_LIMIT:
             raise TooLarge(
                 f"the observed sites {sorted(terms)} need an exact Hessian, over {len(point.index)} coordinates (limit "
-                f"{HESSIAN_LIMIT}): use a subset of sites, or register the Fisher information of their distribution with "
-                "pyro_laplace.likelihood.register"
+                f"{HESSIAN_LIMIT}): use a subset of sites, or register the Fisher information of their distribution "
+                "with pyro_laplace.likelihood.register"
             )
         yield point.on(negative_log_lik(program, chunk, terms))

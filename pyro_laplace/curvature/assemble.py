@@ -1,8 +1,10 @@
 """Full and diagonal curvature from the factored root, without a Jacobian.
 
-For two products at one position each, block (l, m) of A'A is ``sum_n (g_l' g_m)_n (x) (a_l a_m')_n``: one matrix product over the
-data, with as many times fewer operations than J'J as a datum has rows.
+For two products at one position each, block (l, m) of A'A is ``sum_n (g_l' g_m)_n (x) (a_l a_m')_n``: one matrix
+product over the data, with as many times fewer operations than J'J as a datum has rows.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,7 +46,9 @@ def add_diagonal(total: Theta, factors: Factors) -> None:
     else:
         for product in factors.products:
             if product.shared:
-                squares = _sum_slices(lambda part: part.rows().double().square().sum((0, 1)), product)
+                squares = torch.zeros(product.index.numel(), dtype=torch.float64, device=total.device)
+                for start, stop in _slices(len(product.inputs), _row_size(product)):
+                    squares += _slice(product, start, stop).rows().double().square().sum((0, 1))
             else:
                 g = product.gradients[:, :, 0].double().square().sum(1)  # n o
                 squares = (g.T @ product.inputs[:, 0].double().square()).reshape(-1)
@@ -64,12 +68,11 @@ def _add_diagonal_of_sums(total: Theta, factors: Factors) -> None:
 def _block(left: Product, right: Product) -> Tensor:
     """Rows of left against rows of right, [o i, o' i']."""
     if left.shared or right.shared:
-        per_datum = left.gradients.shape[1] * (left.index.numel() + right.index.numel())
-        slices = _slices(len(left.inputs), per_datum)
-        return sum(
-            (_slice(left, *s).rows().flatten(0, 1).double().T @ _slice(right, *s).rows().flatten(0, 1).double())
-            for s in slices
-        )
+        total = torch.zeros(left.index.numel(), right.index.numel(), dtype=torch.float64, device=left.inputs.device)
+        for start, stop in _slices(len(left.inputs), _row_size(left) + _row_size(right)):
+            rows = (_slice(product, start, stop).rows().flatten(0, 1).double() for product in (left, right))
+            total += next(rows).T @ next(rows)
+        return total
     (out, fan_in), (other_out, other_in) = left.index.shape, right.index.shape
     total = torch.zeros(out * other_out, fan_in * other_in, dtype=torch.float64, device=left.inputs.device)
     for start, stop in _slices(len(left.inputs), out * other_out + fan_in * other_in):
@@ -82,7 +85,7 @@ def _block(left: Product, right: Product) -> Tensor:
 def _cross(product: Product, dense: Tensor) -> Tensor:
     """Rows of a product against dense rows [n, k, d], [o i, d]."""
     total = torch.zeros(product.index.numel(), dense.shape[2], dtype=torch.float64, device=dense.device)
-    for start, stop in _slices(len(dense), product.gradients.shape[1] * product.index.numel()):
+    for start, stop in _slices(len(dense), _row_size(product)):
         if product.shared:
             rows = _slice(product, start, stop).rows().double().flatten(0, 1)
             total += rows.T @ dense[start:stop].double().flatten(0, 1)
@@ -100,9 +103,9 @@ def _slices(count: int, per_datum: int) -> list[tuple[int, int]]:
 
 
 def _slice(product: Product, start: int, stop: int) -> Product:
-    return Product(product.index, product.inputs[start:stop], product.gradients[start:stop])
+    return replace(product, inputs=product.inputs[start:stop], gradients=product.gradients[start:stop])
 
 
-def _sum_slices(fn: object, product: Product) -> Tensor:
-    per_datum = product.gradients.shape[1] * product.index.numel()
-    return sum(fn(_slice(product, *s)) for s in _slices(len(product.inputs), per_datum))
+def _row_size(product: Product) -> int:
+    """Elements of one datum's rows."""
+    return product.gradients.shape[1] * product.index.numel()

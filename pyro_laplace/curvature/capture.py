@@ -1,9 +1,9 @@
 """Captured operations: which operation of the program consumes which latent site, with its input and its output.
 
-A `TorchFunctionMode` active while the program runs follows every latent value through views (a transpose, a slice, a reshape)
-and sees it enter a product or a sum. ``z = a W' + b`` makes the Jacobian of a datum's outputs in W an outer product of ``dz`` and
-``a``, so that every curvature can be had from the pairs without a Jacobian. It needs no module hooks: `PyroModule[nn.Linear]`,
-``x @ w`` and `F.linear` look alike.
+A `TorchFunctionMode` active while the program runs follows every latent value through views (a transpose, a slice, a
+reshape) and sees it enter a product or a sum. ``z = a W' + b`` makes the Jacobian of a datum's outputs in W an outer
+product of ``dz`` and ``a``, so that every curvature can be had from the pairs without a Jacobian. It needs no module
+hooks: `PyroModule[nn.Linear]`, ``x @ w`` and `F.linear` look alike.
 
 Axis letters: n data, t positions that share a weight (sequence, space), i inputs, o outputs.
 """
@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 _VIEWS = {
-    "t", "transpose", "permute", "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "__getitem__", "unbind",
-    "split", "chunk", "select", "narrow", "movedim", "swapaxes", "swapdims", "contiguous", "view_as", "clone", "__get__",
-    "detach",
+    "t", "transpose", "permute", "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "__getitem__",
+    "unbind", "split", "chunk", "select", "narrow", "movedim", "swapaxes", "swapdims", "contiguous", "view_as", "clone",
+    "__get__", "detach",
 }  # fmt: skip
 
 _SUMS = {"add", "__add__", "__radd__"}

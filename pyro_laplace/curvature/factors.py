@@ -1,11 +1,12 @@
 """The root of the GGN in factored form: captured pairs of inputs and output gradients, and dense columns for the rest.
 
-Axis letters: n data, k columns of the Fisher root (for every output of a datum), t positions that share a weight, i inputs,
-o outputs, d dense coordinates. Row (n, k) of the root A in the coordinates of a product is ``sum_t g[n,k,t,o] a[n,t,i]``.
+Axis letters: n data, k columns of the Fisher root (for every output of a datum), t positions that share a weight, i
+inputs, o outputs, d dense coordinates. Row (n, k) of the root A in the coordinates of a product is
+``sum_t g[n,k,t,o] a[n,t,i]``.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pyro_laplace._autodiff import column_blocks, pusher
 from pyro_laplace.curvature.capture import Capture, Captured, Use
 from pyro_laplace.curvature.ggn import fisher_roots, root
 from pyro_laplace.curvature.point import Point
-from pyro_laplace.likelihood import likelihood_of
+from pyro_laplace.likelihood import likelihood_of, require_likelihood
 from pyro_laplace.program import Chunk, Program, Run
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -28,11 +29,13 @@ class Product:
         index: free coordinates [o, i].
         inputs: a [n, t, i].
         gradients: g [n, k, t, o].
+        has_bias: whether the last input is the 1 of a bias.
     """
 
     index: Tensor
     inputs: Tensor
     gradients: Tensor
+    has_bias: bool = False
 
     @property
     def shared(self) -> bool:
@@ -66,6 +69,9 @@ def factors_of(program: Program, point: Point, chunk: Chunk) -> list[Factors] | 
 
     What is assumed (a row of an input reaches its own datum only, every use of a site was seen) is checked by one
     forward-mode product ``A v`` in a random direction, which every row must agree with.
+
+    Returns:
+        the factors of each observed site that the GGN covers, or None.
     """
     run, captured = _run(program, point, chunk)
     dense_sites = _dense_sites(program, point, run, captured)
@@ -87,7 +93,7 @@ def factors_of(program: Program, point: Point, chunk: Chunk) -> list[Factors] | 
     result, start = [], 0
     for name, fisher_root in fisher_roots(program, run, chunk).items():
         with torch.enable_grad():
-            eta = likelihood_of(run.observed[name].fn).link()
+            eta = require_likelihood(name, run.observed[name].fn).link()
             eta = eta.reshape(len(eta), -1, eta.shape[-1])  # n, event, outputs
         fisher_root = fisher_root.reshape(*eta.shape, -1)
         n, k = eta.shape[0], eta.shape[1] * fisher_root.shape[-1]
@@ -101,7 +107,7 @@ def factors_of(program: Program, point: Point, chunk: Chunk) -> list[Factors] | 
         rows = dense_rows[:, piece].reshape(-1, n, k).permute(1, 2, 0)
         others = torch.ones(k, dtype=torch.bool, device=columns.device).index_fill(0, columns, False)
         rest = rows[:, others].flatten(0, 1)
-        placed = [Product(position[product.index], product.inputs, product.gradients) for product in products]
+        placed = [replace(product, index=position[product.index]) for product in products]
         result.append(Factors(placed, position[dense_index], rows[:, columns], rest[(rest != 0).any(1)]))
     return result
 
@@ -137,7 +143,7 @@ def _dense_sites(program: Program, point: Point, run: Run, captured: Captured) -
     return dense | {_site_of(use, program) for use in captured.uses if use.inputs.shape[0] != count}
 
 
-def _dense_rows(whitened: object, point: Point, index: Tensor, rows: int) -> Tensor:
+def _dense_rows(whitened: Callable[[Tensor], Tensor], point: Point, index: Tensor, rows: int) -> Tensor:
     """Rows of the root in some coordinates of theta, [d, rows]."""
     if not len(index):
         return torch.zeros(0, rows, dtype=torch.float64, device=point.theta.device)
@@ -175,7 +181,9 @@ def _join(group: list[Use], gradients: list[Tensor]) -> Iterator[Product]:
         weight, bias = weights[0], biases[0]
         if weight.inputs.shape[1] == bias.inputs.shape[1]:
             index = torch.cat([weight.index, bias.index], 1)
-            group = [Use(index, torch.cat([weight.inputs, bias.inputs], -1), weight.output, weight.positions)]
+            inputs = torch.cat([weight.inputs, bias.inputs], -1)
+            yield Product(index, inputs, torch.stack([weight.positions(g) for g in gradients], 1), has_bias=True)
+            return
     for use in group:
         yield Product(use.index, use.inputs, torch.stack([use.positions(g) for g in gradients], 1))
 

@@ -1,7 +1,7 @@
-"""Generalised Gauss-Newton: sum_n J_n' I_n J_n, with I_n = S_n S_n' the Fisher information of the observed distribution.
+"""Generalised Gauss-Newton: sum_n J_n' I_n J_n, with I_n = S_n S_n' the Fisher information of the data's distribution.
 
-Its root is the Jacobian of ``S_n' eta_n(theta)`` with S_n held at the mode (Martens 2020, "New insights and perspectives on
-the natural gradient method"). For canonical links it equals the Hessian of the negative log likelihood.
+Its root is the Jacobian of ``S_n' eta_n(theta)`` with S_n held at the mode (Martens 2020, "New insights and
+perspectives on the natural gradient method"). For canonical links it equals the Hessian of the negative log likelihood.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Theta
-from pyro_laplace.likelihood import likelihood_of
+from pyro_laplace.likelihood import likelihood_of, require_likelihood
 from pyro_laplace.program import Chunk, Program, Run, datum_weight
 
 
@@ -22,7 +22,7 @@ def root(program: Program, theta: Theta, chunk: Chunk) -> Callable[[Tensor], Ten
         observed = program.run(theta, chunk).observed
         parts = [torch.zeros(0, dtype=torch.float64, device=theta.device)]
         for name, fisher_root in roots.items():
-            eta = likelihood_of(observed[name].fn).link().double()
+            eta = require_likelihood(name, observed[name].fn).link().double()
             parts.append(torch.einsum("...ok,...o->...k", fisher_root, eta).flatten())  # S'eta
         return torch.cat(parts)
 
@@ -30,7 +30,7 @@ def root(program: Program, theta: Theta, chunk: Chunk) -> Callable[[Tensor], Ten
 
 
 def fisher_roots(program: Program, run: Run, chunk: Chunk) -> dict[str, Tensor]:
-    """Observed site to its weighted root sqrt(w_n) S_n [*base batch, outputs, columns], in float64."""
+    """Observed site to its weighted root sqrt(w_n) S_n `[*base batch, outputs, columns]`, in float64."""
     roots = {}
     for name, site in run.observed.items():
         likelihood = likelihood_of(site.fn)

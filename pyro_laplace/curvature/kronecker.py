@@ -1,8 +1,9 @@
 """Kronecker factors of the GGN, layer by layer (Martens and Grosse 2015, "Optimizing neural networks with K-FAC").
 
-A product ``z = a W'`` has the GGN block ``sum_n (a a')_n (x) (g g')_n``, approximated by ``(sum a a') (x) (sum g g') / (N T)``; T positions
-that share the weight are treated as so many independent ones ("expand", Eschenhagen et al. 2023, "K-FAC for modern neural
-network architectures"). It is exact for one datum, and for deep linear networks with Normal data.
+A product ``z = a W'`` has the GGN block ``sum_n (a a')_n (x) (g g')_n``, approximated by
+``(sum a a') (x) (sum g g') / (N T)``. T positions that share the weight are treated as so many independent ones
+("expand", Eschenhagen et al. 2023, "K-FAC for modern neural network architectures"). It is exact for one datum, and for
+deep linear networks with Normal data.
 """
 
 from dataclasses import dataclass
@@ -27,17 +28,20 @@ class KronFactors:
         inputs: sum of a a' [i, i].
         gradients: sum of g g' [o, o].
         count: data times positions, N T.
+        has_bias: whether the last input is the 1 of a bias.
     """
 
     index: Tensor
     inputs: Tensor
     gradients: Tensor
     count: int
+    has_bias: bool
 
     def without_last_input(self) -> tuple["KronFactors", "KronFactors"]:
         """The weight and its bias apart: the cross block is dropped."""
-        weight = KronFactors(self.index[:, :-1], self.inputs[:-1, :-1], self.gradients, self.count)
-        return weight, KronFactors(self.index[:, -1:], self.inputs[-1:, -1:], self.gradients, self.count)
+        weight = KronFactors(self.index[:, :-1], self.inputs[:-1, :-1], self.gradients, self.count, False)
+        bias = KronFactors(self.index[:, -1:], self.inputs[-1:, -1:], self.gradients, self.count, False)
+        return weight, bias
 
 
 def kron_factors(program: Program, point: Point, data: Data) -> tuple[list[KronFactors], Tensor, Tensor]:
@@ -60,8 +64,8 @@ def kron_factors(program: Program, point: Point, data: Data) -> tuple[list[KronF
         captured = factors_of(program, point, chunk)
         if captured is None:
             raise UnsupportedProgram(
-                "structure='kron' needs products of data with weights, one row a datum, and the operations of this program "
-                "could not be captured as such: use structure='full' or 'diag'"
+                "structure='kron' needs products of data with weights, one row a datum, and the operations of this "
+                "program could not be captured as such: use structure='full' or 'diag'"
             )
         if number == 0:
             dense_index = captured[0].dense_index
@@ -89,7 +93,7 @@ def _add_products(found: dict[tuple[int, ...], KronFactors], captured: list[Fact
 def _empty(product: Product) -> KronFactors:
     out, fan_in = product.index.shape
     zeros = lambda size: torch.zeros(size, size, dtype=torch.float64, device=product.inputs.device)  # noqa: E731
-    return KronFactors(product.index, zeros(fan_in), zeros(out), 0)
+    return KronFactors(product.index, zeros(fan_in), zeros(out), 0, product.has_bias)
 
 
 def _add(total: KronFactors, product: Product, new_inputs: bool) -> None:

@@ -61,7 +61,7 @@ def fit_nuts(
         progress: whether to show a progress bar.
 
     Returns:
-        the `MCMC`, run: `get_samples()` is {site: draws [num_samples, *shape]} in the sites' own spaces. On it,
+        the `MCMC`, run: `get_samples()` is {site: draws `[num_samples, *shape]`} in the sites' own spaces. On it,
         `fit_seconds` is the wall time, and `kernel.potential_fn.evaluations` how often the potential was evaluated.
 
     Raises:
@@ -206,5 +206,5 @@ def _approach(program: Program, data: Data, theta: Theta) -> Theta:
 
 
 def _by_site(latent: Latent, starts: Tensor) -> Tensor:
-    """A site's unconstrained values [chains, *unconstrained_shape]."""
+    """A site's unconstrained values `[chains, *unconstrained_shape]`."""
     return starts[:, latent.slice].reshape(-1, *latent.unconstrained_shape)

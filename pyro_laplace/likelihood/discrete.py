@@ -49,7 +49,7 @@ class CategoricalFamily(Family):
 
     @staticmethod
     def fisher_root(eta: Tensor) -> Tensor:
-        """S = diag(sqrt p) - p sqrt(p)' `[*batch, classes, classes]`; S S' = diag p - p p' since sqrt(p)' sqrt(p) = 1."""
+        """S = diag(sqrt p) - p sqrt(p)' `[*batch, classes, classes]`; as sqrt(p)' sqrt(p) = 1, S S' = diag p - p p'."""
         p = eta.softmax(-1)
         return p.sqrt().diag_embed() - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)
 

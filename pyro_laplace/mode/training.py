@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
-from pyro.optim import Adam
+from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from tqdm.auto import tqdm
 
@@ -88,7 +88,7 @@ def train(
     if num_steps < 1:
         raise InvalidOption(f"num_steps={num_steps} leaves nothing to train: give a positive number")
     batches = sum(1 for _ in data)
-    optim = optim or Adam({"lr": learning_rate})
+    optim = optim or PyroOptim(torch.optim.Adam, {"lr": learning_rate})
     model = _Share(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
     scaled_guide = poutine.scale(guide, scale=1.0 if program.own_indices else 1.0 / batches)
     svi = SVI(model, scaled_guide, optim, Trace_ELBO())

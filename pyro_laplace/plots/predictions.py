@@ -61,15 +61,15 @@ def predictive_bands(
     figure, panels = _panels(list(views))
     for axes, (view, draws) in zip(panels, views.values(), strict=True):
         new = _at(view, inputs)
-        drawn = _numpy(new.replicated(draws.copies(num_samples))[site])
+        drawn = _numpy(new.replicated(draws.at_least(num_samples))[site])
         drawn = drawn.reshape(len(drawn), len(at))[:, order]
         for level, alpha in _LEVELS:
             lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
             axes.fill_between(at[order], lower, upper, color=COLORS[0], alpha=alpha, linewidth=0, label=f"{level:.0%}")
         expected = new.expected(draws.values)
         mean = _numpy(expected[site].mean(0)).reshape(-1)[order] if site in expected else drawn.mean(0)
-        axes.plot(at[order], mean, color=COLORS[0], linewidth=1.8, label="mean")
-        axes.plot(*known, "o", color="0.15", markersize=3, label="data")
+        axes.plot(at[order], mean, color=COLORS[0], linewidth=1.8, label="mean", zorder=3)
+        axes.plot(*known, "o", color="0.15", alpha=0.6, markersize=3, markeredgewidth=0, label="data")
         axes.set_xlabel(labels[0])
         tidy(axes, None)
     _limits(panels, known[1])
@@ -155,7 +155,7 @@ def _at(view: View, inputs: Data) -> View:
 
 
 def _panels(names: list[str]) -> tuple[Figure, list[Axes]]:
-    columns = min(3, len(names))
+    columns = 2 if len(names) == 4 else min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(0.6 + 3.3 * columns, 0.9 + 2.9 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)

@@ -40,6 +40,9 @@ def build_precision(
         data: the data.
         jacobian: whether the density is that of theta.
 
+    Returns:
+        Lambda, as independent blocks.
+
     Raises:
         IndefiniteCurvature: if the point is no maximum in some direction, naming the sites that form it.
     """
@@ -106,7 +109,7 @@ def _kron_blocks(factors: KronFactors, diagonal: Theta, program: Program, point:
     """One block for a weight and its bias where the prior factorises over both, else one for each."""
     prior = diagonal[factors.index]
     split = _outer(prior)
-    if split is None and prior.shape[1] > 1:
+    if split is None and factors.has_bias:
         parts = factors.without_last_input()
         splits = [_outer(diagonal[part.index]) for part in parts]
     else:
@@ -114,18 +117,19 @@ def _kron_blocks(factors: KronFactors, diagonal: Theta, program: Program, point:
     placed: _Placed = []
     for part, factor in zip(parts, splits, strict=True):
         if factor is None:
+            names = _names(point.index[part.index.reshape(-1)], program)
             raise UnsupportedProgram(
-                f"structure='kron': the prior precision of sites {_names(point.index[part.index.reshape(-1)], program)} is "
-                "not an outer product of one vector over outputs and one over inputs: use structure='full' or 'diag', or "
-                "a prior that is (isotropic, by output, by input)"
+                f"structure='kron': the prior precision of sites {names} is not an outer product of one vector over "
+                "outputs and one over inputs: use structure='full' or 'diag', or a prior that is (isotropic, by "
+                "output, by input)"
             )
         block = Kron(part.gradients / part.count, part.inputs, *factor)
         placed.append((part.index.reshape(-1), block))
     return placed
 
 
-def _outer(prior: Matrix) -> tuple[Tensor, Tensor] | None:
-    """d_out and d_in with prior = d_out d_in', or None."""
+def _outer(prior: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Vectors with prior [out, in] = d_out d_in', or None."""
     if not bool((prior != 0).any()):
         return torch.zeros_like(prior[:, 0]), torch.zeros_like(prior[0])
     if not bool((prior > 0).all()):
@@ -140,8 +144,8 @@ def _refuse_coupled(program: Program, point: Point, data: Data, jacobian: bool, 
     index = torch.cat([factors.index.reshape(-1) for factors in products])
     if index.numel() and not prior_diagonal(program, point.only(index), data, jacobian)[1]:
         raise UnsupportedProgram(
-            f"structure='kron': the prior couples the entries of sites {_names(point.index[index], program)}, which a Kronecker "
-            "product cannot hold: use structure='full'"
+            f"structure='kron': the prior couples the entries of sites {_names(point.index[index], program)}, which a "
+            "Kronecker product cannot hold: use structure='full'"
         )
 
 

@@ -36,7 +36,7 @@ class Diag(Block):
         return self.prec.log().sum()
 
     def color(self, white: Draws) -> Draws:
-        """Z / sqrt(prec)."""
+        """``z / sqrt(prec)``."""
         return (white / self.prec.sqrt()).to(white)
 
     def whiten(self, deviation: Draws) -> Draws:
@@ -44,7 +44,7 @@ class Diag(Block):
         return (deviation * self.prec.sqrt()).to(deviation)
 
     def solve(self, vector: Tensor) -> Tensor:
-        """V / prec."""
+        """``v / prec``."""
         return (vector / self.prec).to(vector)
 
     def variance(self) -> Theta:

@@ -1,7 +1,8 @@
 """A Kronecker-factored precision with an exact diagonal prior, by the eigenbases of its whitened factors.
 
-``Lambda = B (x) A + diag(d_out (x) d_in)`` over a weight [out, in]. With ``W = diag(sqrt d)`` and the eigenbases Q of the whitened B and U of the
-whitened A, ``Lambda = W (Q (x) U) diag(beta_o alpha_i + 1) (Q (x) U)' W``: nothing is approximated beyond B (x) A.
+``Lambda = B (x) A + diag(d_out (x) d_in)`` over a weight [out, in]. With ``W = diag(sqrt d)`` and the eigenbases Q of
+the whitened B and U of the whitened A, ``Lambda = W (Q (x) U) diag(beta_o alpha_i + 1) (Q (x) U)' W``: nothing is
+approximated beyond B (x) A.
 """
 
 import torch

@@ -1,5 +1,8 @@
 """The posterior precision of the random coordinates: independent blocks, one after the other."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,7 @@ class Precision(Block):
         order: coordinates of the blocks' entries, one block after the other [params].
     """
 
+    blocks: Iterable[Block]
     order: Tensor
 
     def __init__(self, placed: list[tuple[Tensor, Block]]) -> None:
@@ -24,7 +28,7 @@ class Precision(Block):
             placed: each block with its coordinates [block size].
         """
         super().__init__()
-        self.blocks = torch.nn.ModuleList([block for _, block in placed])
+        self.blocks = cast(Iterable[Block], torch.nn.ModuleList([block for _, block in placed]))
         self.sizes = [block.size for _, block in placed]
         self.register_buffer("order", torch.cat([index for index, _ in placed]))
         self._sorted = bool((self.order[1:] > self.order[:-1]).all())

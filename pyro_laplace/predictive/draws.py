@@ -26,7 +26,7 @@ class PosteriorDraws:
     """Draws of the latent sites, chain after chain.
 
     Attributes:
-        values: site name to [chains * draws, *shape], constrained.
+        values: site name to `[chains * draws, *shape]`, constrained.
         num_chains: number of chains; 1 for independent draws.
         independent: whether the draws are independent of one another.
         log_q: log density of the approximation at its draws of theta [draws], where it is known.
@@ -50,14 +50,13 @@ class PosteriorDraws:
         """Whether there is one draw only, a point estimate."""
         return len(self) == 1
 
-    def copies(self, num_samples: int) -> dict[str, Tensor]:
-        """The draws; of a point, as many copies as make a predictive distribution."""
-        if not self.is_point:
-            return dict(self.values)
-        return {name: value.expand(num_samples, *value.shape[1:]) for name, value in self.values.items()}
+    def at_least(self, num_samples: int) -> dict[str, Tensor]:
+        """The draws, all repeated equally often: enough of them for the quantiles of what they predict."""
+        repeats = -(-num_samples // len(self))
+        return {name: value.repeat(repeats, *(1,) * (value.dim() - 1)) for name, value in self.values.items()}
 
     def by_chain(self, value: Tensor) -> Tensor:
-        """[chains * draws, ...] to [chains, draws, ...]."""
+        """`[chains * draws, ...]` to [chains, draws, ...]."""
         return value.reshape(self.num_chains, -1, *value.shape[1:])
 
 
@@ -66,7 +65,7 @@ def draws_of(posterior: Any, data: Data, num_samples: int) -> PosteriorDraws:
 
     Args:
         posterior: a guide (an autoguide, or any callable with the model's arguments), an `MCMC` that has run, or a
-            mapping of site name to draws [draws, *shape]. An `AutoDelta` gives its one point.
+            mapping of site name to draws `[draws, *shape]`. An `AutoDelta` gives its one point.
         data: what a guide is called with; only its first batch.
         num_samples: number of draws from a guide. An `MCMC` and a mapping keep all of theirs.
 

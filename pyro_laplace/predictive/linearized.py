@@ -1,8 +1,8 @@
 """The linearised program: the likelihood's parameters linear in theta around the mode.
 
-A Gauss-Newton posterior over all weights of a network belongs to ``eta(x) + J(x) (theta - theta*)``, not to the network: its draws
-pushed through the nonlinear network ruin the prediction (Immer et al. 2021, "Improving predictions of Bayesian neural nets via
-local linearization").
+A Gauss-Newton posterior over all weights of a network belongs to ``eta(x) + J(x) (theta - theta*)``, not to the
+network: its draws through the nonlinear network ruin the prediction (Immer et al. 2021, "Improving predictions of
+Bayesian neural nets via local linearization").
 """
 
 from collections.abc import Callable
@@ -27,8 +27,9 @@ def linearize(model: Callable[..., Any], guide: Any) -> Callable[..., dict[str, 
     """The program with its likelihood's parameters linearised at the guide's mode, itself a Pyro program.
 
     Its latent sites, priors, plates, masks and scales are the model's. The distribution of an observed site has the
-    parameters ``eta(theta*) + J (theta - theta*)`` in its unconstrained (link) space, by forward-mode AD. `Predictive`, ELBOs, NUTS,
-    `to_datatree` and `compare` take it as they take the model.
+    parameters ``eta(theta*) + J (theta - theta*)`` in its unconstrained (link) space, by forward-mode AD. `Predictive`,
+    ELBOs, NUTS, `to_datatree` and `compare` take it as they take the model. `pyro.deterministic` sites keep the values
+    of the nonlinear model.
 
     Args:
         model: the Pyro program.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._compat import undisturbed
-from pyro_laplace._errors import InvalidOption
+from pyro_laplace._errors import InvalidOption, UnsupportedProgram
 from pyro_laplace._typing import Values
 from pyro_laplace.data import Data
 from pyro_laplace.program import Chunk, Program, Run, log_lik_of
@@ -21,13 +21,14 @@ def draw_log_lik(program: Program, draws: Values, data: Data) -> dict[str, Tenso
 
     Args:
         program: the traced program.
-        draws: latent site to draws [draws, *shape], constrained.
+        draws: latent site to draws `[draws, *shape]`, constrained.
         data: the data, visited once; batches are joined along the leftmost dim of each site that has one.
 
     Returns:
-        observed site name to [draws, *batch_shape].
+        observed site name to `[draws, *batch_shape]`.
     """
-    return _join([over_draws(program, draws, chunk, _log_lik, sample=False) for chunk in program.chunks(data)])
+    parts = [over_draws(program, draws, chunk, _log_lik, sample=False) for chunk in program.chunks(data)]
+    return _join(program, data, parts)
 
 
 def draw_observed(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
@@ -35,17 +36,18 @@ def draw_observed(program: Program, draws: Values, data: Data) -> dict[str, Tens
 
     Args:
         program: the traced program.
-        draws: latent site to draws [draws, *shape], constrained.
+        draws: latent site to draws `[draws, *shape]`, constrained.
         data: the data; observed values in it are not looked at.
 
     Returns:
-        observed site name to [draws, *shape].
+        observed site name to `[draws, *shape]`.
     """
-    return _join([over_draws(program, draws, chunk, _observed, sample=True) for chunk in program.chunks(data)])
+    parts = [over_draws(program, draws, chunk, _observed, sample=True) for chunk in program.chunks(data)]
+    return _join(program, data, parts)
 
 
 def draw_deterministic(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
-    """The `pyro.deterministic` sites at every draw: site name to [draws, *shape], on the first chunk of the data."""
+    """The `pyro.deterministic` sites at every draw: site name to `[draws, *shape]`, on the first chunk of the data."""
     chunk = next(program.chunks(data))
     return over_draws(program, draws, chunk, _deterministic, sample=False)
 
@@ -97,9 +99,18 @@ def _draws_of(name: str, draws: Values, program: Program) -> Tensor:
     return value.reshape(len(value), *shape)  # Pyro's Predictive pads with singleton plate dims
 
 
-def _join(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+def _join(program: Program, data: Data, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Batches' results [draws, ...] behind one another along the leftmost batch dim, [draws] beside one another."""
     if len(parts) == 1:
         return parts[0]
-    return {
-        name: torch.cat([part[name] for part in parts], -1 if parts[0][name].dim() == 1 else 1) for name in parts[0]
-    }
+    with undisturbed(), torch.no_grad():
+        run = program.run(program.start, next(program.chunks(data)))
+    for name, site in {**run.observed, **run.factors}.items():
+        left = [frame.name for frame in sorted(site.frames, key=lambda frame: frame.dim)]
+        if len(left) > 1 and left[0] not in {**program.external, **program.own_indices}:
+            raise UnsupportedProgram(
+                f"site {name!r} is in the plates {left}, and which of them the batches divide is unclear: give all "
+                "data as one batch"
+            )
+    scalars = {name for name, value in parts[0].items() if value.dim() == 1}  # one value a batch
+    return {n: (torch.stack if n in scalars else torch.cat)([part[n] for part in parts], 1) for n in parts[0]}

@@ -73,7 +73,7 @@ class View:
         return self._kept(name, {**self.run.observed, **self.run.factors}[name])
 
     def latents(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Latent sites' draws as variables [draws, *dims]."""
+        """Latent sites' draws as variables `[draws, *dims]`."""
         shaped = {n: values[n].reshape(len(values[n]), *latent.shape) for n, latent in self.program.latents.items()}
         return self._variables(shaped)
 
@@ -92,11 +92,11 @@ class View:
         return self._variables(found)
 
     def log_lik(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Log likelihood of each datum at the draws, [draws, *batch dims]."""
+        """Log likelihood of each datum at the draws, `[draws, *batch dims]`."""
         return self._variables(self._once(draw_log_lik(self.plain, values, self.data), lead=1))
 
     def replicated(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Observed sites drawn anew at the draws, [draws, *dims]."""
+        """Observed sites drawn anew at the draws, `[draws, *dims]`."""
         return self._variables(self._once(draw_observed(self.plain, values, self.data), lead=1))
 
     def log_joint(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -138,10 +138,10 @@ class View:
         """Mean of the observed sites given each draw.
 
         Args:
-            values: latent site to draws [draws, *shape].
+            values: latent site to draws `[draws, *shape]`.
 
         Returns:
-            site name to [draws, *dims]; of a `Categorical` its probabilities [draws, *dims, classes]. A site whose
+            site name to `[draws, *dims]`; of a `Categorical` its probabilities `[draws, *dims, classes]`. A site whose
             distribution has no closed-form mean is left out.
         """
         chunks = list(self.plain.chunks(self.data))
@@ -151,7 +151,7 @@ class View:
 
     @cached_property
     def counted(self) -> dict[str, Tensor]:
-        """Which data of each observed site the program does not mask, [*batch dims]."""
+        """Which data of each observed site the program does not mask, `[*batch dims]`."""
         with undisturbed(), torch.no_grad():
             runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.plain.chunks(self.data)]
         joined = {name: _cat([_unmasked(run[name]) for run in runs]) for name in runs[0]}
@@ -223,7 +223,7 @@ class View:
         return result
 
     def _once(self, values: dict[str, Tensor], lead: int) -> dict[str, Tensor]:
-        """[*lead, visits, ...] to [*lead, size, ...]: drop what the chunks of a self-subsampling plate repeat."""
+        """`[*lead, visits, ...]` to `[*lead, size, ...]`: drop what the chunks of a self-subsampling plate repeat."""
         if not self.program.own_indices:
             return values
         ((plate, _),) = self.program.own_indices.items()
@@ -274,7 +274,7 @@ def _means(run: Run, chunk: Chunk) -> dict[str, Tensor]:
 
 
 def _unmasked(site: Site) -> Tensor:
-    """Whether any part of each datum counts, [*batch_shape]."""
+    """Whether any part of each datum counts, `[*batch_shape]`."""
     fn, batch = site.fn, site.fn.batch_shape
     counted = torch.ones(batch, dtype=torch.bool)
     if site.mask is not None:

@@ -135,9 +135,9 @@ def refuse_randomness(log_joint: Callable[[], Tensor]) -> None:
     if not torch.isclose(first, second, rtol=1e-6, equal_nan=True):
         raise UnsupportedProgram(
             f"the log density changes between two runs at the same latent values ({first.item():.6g}, "
-            f"{second.item():.6g}): something random is not a latent site. Dropout: call model.eval(). A site hidden by "
-            "poutine.block: hold it with poutine.condition(model, data={site: value}), or keep it visible and leave it "
-            "out of subset="
+            f"{second.item():.6g}): something random is not a latent site. Dropout: call model.eval(). A site hidden "
+            "by poutine.block: hold it with poutine.condition(model, data={site: value}), or keep it visible and leave "
+            "it out of subset="
         )
 
 
@@ -161,10 +161,10 @@ def _continuous_support(name: str, fn: Any) -> Constraint:
 
 def _discrete(name: str, fn: Any) -> str:
     return (
-        f"latent site {name!r} is discrete ({type(fn).__name__}), and a Gaussian cannot describe it. Enumerate it by hand "
-        "(dist.MixtureSameFamily in place of a mixture's assignment, say), or hold it with "
-        f"poutine.condition(model, data={{{name!r}: value}}), or hide it with poutine.block(model, hide=[{name!r}]) once "
-        "nothing depends on it. If it is data, give its value"
+        f"latent site {name!r} is discrete ({type(fn).__name__}), and a Gaussian cannot describe it. Enumerate it by "
+        "hand (dist.MixtureSameFamily in place of a mixture's assignment, say), or hold it with "
+        f"poutine.condition(model, data={{{name!r}: value}}), or hide it with poutine.block(model, hide=[{name!r}]) "
+        "once nothing depends on it. If it is data, give its value"
     )
 
 
