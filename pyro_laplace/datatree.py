@@ -49,7 +49,7 @@ def to_datatree(
     Args:
         model: a Pyro program, or what `linearize` makes of one.
         posterior: any guide, a `pyro.infer.MCMC` that has run, or draws, a mapping of site name to
-            `[draws, *shape]`. An `AutoDelta` gives one draw, its point.
+            `[draws, *shape]`. An `AutoDelta` gives one draw, its point, and `num_samples` draws of what that predicts.
         data: a batch (tuple, dict or tensor), or a re-iterable of batches, visited once each.
         num_samples: draws from a guide; an `MCMC` and a mapping keep theirs.
         linearized: whether `log_likelihood` and `posterior_predictive` are of the linearised program. "auto": for an

@@ -132,10 +132,13 @@ class Recorder(Messenger):
             value = self.values[name]
             expected = msg["fn"].shape()
             if value.shape != expected:
+                plates = [frame.name for frame in msg["cond_indep_stack"]]
+                inside = f" inside the plates {plates}" if plates else ""
                 raise UnsupportedProgram(
-                    f"latent site {name!r} has shape {tuple(expected)} on this call of the model, but "
-                    f"{tuple(value.shape)} when it was first run: its shape depends on the data. Give all data as one "
-                    "batch, or write the site so that its shape does not change from batch to batch"
+                    f"latent site {name!r}{inside} has shape {tuple(expected)} on this call of the model, but its value "
+                    f"has shape {tuple(value.shape)}, as on an earlier call. If its shape depends on the data, give all "
+                    "data as one batch, or write the site so that it does not. If it is inside a plate by accident (a "
+                    "network called within `with pyro.plate(...)`), move it out"
                 )
         elif self.fill is not None:
             value = self.fill(msg)
