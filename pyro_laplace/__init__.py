@@ -20,8 +20,10 @@ from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.inference import fit_nuts, fit_svi
 from pyro_laplace.laplace import fit_laplace
 from pyro_laplace.mode import fit_map
+from pyro_laplace.precision import LowRank
 from pyro_laplace.predictive import linearize
 from pyro_laplace.program import init_to_start
+from pyro_laplace.subset import Subnetwork
 
 if TYPE_CHECKING:
     from pyro_laplace import plots
@@ -35,8 +37,10 @@ __all__ = [
     "InvalidOption",
     "LaplaceError",
     "LaplaceWarning",
+    "LowRank",
     "NotAMode",
     "NotAModeWarning",
+    "Subnetwork",
     "TooLarge",
     "UnsupportedProgram",
     "compare",

@@ -13,8 +13,11 @@ from pyro.nn.module import PyroModule
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["mask_of", "name_apart", "site_is_deterministic", "site_is_factor", "site_is_subsample", "undisturbed"]
+
+LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage] (documented as public)
 
 
 def site_is_deterministic(msg: Any) -> bool:
@@ -39,7 +42,8 @@ _depth = 0
 def undisturbed(rng: bool = True) -> Iterator[None]:
     """Run the user's program without leaving a trace of it.
 
-    Validation is off inside (its data-dependent checks cannot run under `torch.func`); validation flags, the random
+    Validation is off inside (its data-dependent checks cannot run under `torch.func`), and attention is computed by the
+    one kernel that can be differentiated forwards and twice; validation flags, the random
     state (if `rng`) and the set of names in the param store are what they were on leaving, exceptions included. Params
     that the program creates live until the outermost such block ends: they cannot be created under `torch.func`.
     """
@@ -50,7 +54,7 @@ def undisturbed(rng: bool = True) -> Iterator[None]:
     cuda = torch.cuda.get_rng_state_all() if rng and torch.cuda.is_initialized() else None
     _depth += 1
     try:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         _depth -= 1

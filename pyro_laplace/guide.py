@@ -14,7 +14,7 @@ from torch.distributions import Transform, constraints
 from pyro_laplace._compat import prototype_frames, stripped_trace
 from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.mode import Mode
-from pyro_laplace.precision import Precision
+from pyro_laplace.precision import Precision, Structure
 from pyro_laplace.program import Latent
 
 
@@ -54,12 +54,13 @@ class AutoLaplace(AutoContinuous):
     """A Gaussian posterior in unconstrained space around a mode, made by `fit_laplace`.
 
     It is fitted from the start, holds its state in buffers, and needs neither data nor param store. Sites outside its
-    subset are part of it as Delta sites at the mode.
+    subset are part of it as Delta sites at the mode, and so are the other coordinates of a site that is random in part.
 
     Attributes:
         precision: the posterior precision of the random sites, in trace order; `.to_dense()` is the matrix.
+        index: the random coordinates of theta, ascending.
+        random: names of the sites that they belong to.
         layout: random site name to its slice of the precision.
-        log_evidence: Laplace's log p(y), float.
         mode: the point with its gradient and Newton decrement.
         structure: the structure of the precision.
         curvature: the curvature it was built from.
@@ -69,16 +70,19 @@ class AutoLaplace(AutoContinuous):
     """
 
     loc: Tensor
+    _log_evidence: Tensor
+    index: Tensor
+    theta: Tensor
 
     def __init__(
         self,
         model: Any,
         latents: Mapping[str, Latent],
-        random: tuple[str, ...],
+        index: Tensor,
         mode: Mode,
         precision: Precision,
         *,
-        structure: str,
+        structure: Structure,
         curvature: str,
         observed: tuple[str, ...],
         log_evidence: float,
@@ -87,23 +91,27 @@ class AutoLaplace(AutoContinuous):
         super().__init__(model)
         self._model = (model,)  # without AutoContinuous's messenger: nothing is initialised here
         self.latents = dict(latents)
-        self.random = random
-        self.layout, stop = {}, 0
-        for name in random:
-            self.layout[name] = slice(stop, stop := stop + latents[name].size)
-        self.latent_dim = stop
+        self.layout = _layout(latents, index)
+        self.random = random = tuple(self.layout)
+        self.latent_dim = len(index)
         self.prototype_trace = stripped_trace([latents[name] for name in random], mode.theta)
         self._prototype_frames = prototype_frames(latents.values())
         self._unconstrained_shapes = {name: latents[name].unconstrained_shape for name in random}
         self._cond_indep_stacks = {name: latents[name].frames for name in latents}
         self._create_plates()
         self.register_buffer("theta", mode.theta)
-        index = torch.cat([torch.arange(latents[n].slice.start, latents[n].slice.stop) for n in random])
-        self.register_buffer("loc", mode.theta[index.to(mode.theta.device)])
+        self.register_buffer("index", index)
+        self.register_buffer("loc", mode.theta[index])
         self.precision = precision
         self.mode = mode
         self.structure, self.curvature, self.observed = structure, curvature, observed
-        self.log_evidence, self.nonlinearity = log_evidence, nonlinearity
+        self.nonlinearity = nonlinearity
+        self.register_buffer("_log_evidence", torch.tensor(log_evidence, dtype=torch.float64))
+
+    @property
+    def log_evidence(self) -> float:
+        """Laplace's log p(y)."""
+        return float(self._log_evidence)
 
     def get_base_dist(self) -> Any:
         """Standard normal white noise, event shape [params]."""
@@ -115,6 +123,17 @@ class AutoLaplace(AutoContinuous):
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Theta, Theta]:
         return self.loc, self.precision.variance().sqrt().to(self.loc)
+
+    def _unpack_latent(self, latent: Tensor) -> Any:
+        """Pyro's, for whole sites: the coordinates that are not random are put in at the mode."""
+        whole = self.theta.expand(*latent.shape[:-1], -1).index_copy(-1, self.index, latent)
+        return super()._unpack_latent(torch.cat([whole[..., self.latents[name].slice] for name in self.random], -1))
+
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """Names of the sites of which some coordinates are random and some are not."""
+        sizes = {name: place.stop - place.start for name, place in self.layout.items()}
+        return tuple(name for name, size in sizes.items() if size < self.latents[name].size)
 
     @property
     def covariance(self) -> Matrix:
@@ -158,9 +177,7 @@ class AutoLaplace(AutoContinuous):
         """Draws of all of theta [num_samples, params], sites outside the subset at the mode."""
         white = torch.randn(num_samples, self.latent_dim, dtype=self.loc.dtype, device=self.loc.device)
         draws = self.theta.repeat(num_samples, 1)
-        moved = self.loc + self.precision.color(white)
-        for name, part in self.layout.items():
-            draws[:, self.latents[name].slice] = moved[:, part]
+        draws[:, self.index] = self.loc + self.precision.color(white)
         return draws
 
     def sample_posterior(self, num_samples: int = 1) -> dict[str, Tensor]:
@@ -201,3 +218,11 @@ class AutoLaplace(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model = self._model
         return new
+
+
+def _layout(latents: Mapping[str, Latent], index: Tensor) -> dict[str, slice]:
+    """Site name to its slice of the ascending coordinates `index`, for the sites that have any."""
+    bounds = [latent.slice.start for latent in latents.values()]
+    starts = torch.searchsorted(index, torch.tensor([*bounds, torch.iinfo(index.dtype).max], device=index.device))
+    slices = dict(zip(latents, map(slice, starts[:-1].tolist(), starts[1:].tolist()), strict=True))
+    return {name: place for name, place in slices.items() if place.stop > place.start}

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from pyro_laplace._compat import undisturbed
 from pyro_laplace._errors import InvalidOption, NotAMode, NotAModeWarning, check_option
 from pyro_laplace._typing import Theta
 from pyro_laplace.curvature import CURVATURES, Curvature, Point
+from pyro_laplace.curvature.ggn import root as ggn_root
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.evidence import log_evidence
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.mode import SMALL, Mode, Objective, descend, fit_map, minimise
-from pyro_laplace.precision import STRUCTURES, Precision, build_precision
+from pyro_laplace.precision import Precision, Structure, build_precision, check_combination, check_structure
 from pyro_laplace.program import Program
-from pyro_laplace.subset import Subset, free_index, select
+from pyro_laplace.subset import Subnetwork, Subset, free_index, names_of, select
 
 _GAUSS_NEWTON_STEPS = 20
 
@@ -32,7 +33,7 @@ def fit_laplace(
     map_guide: AutoGuide | Mapping[str, Tensor] | None = None,
     *,
     subset: Subset = "all",
-    structure: str = "full",
+    structure: Structure = "full",
     curvature: str = "ggn",
     jacobian: bool = True,
     polish: bool | str = "auto",
@@ -49,12 +50,16 @@ def fit_laplace(
         model: a Pyro program.
         data: a batch (tuple, dict or tensor), or a re-iterable of batches. Observed sites are those that have a value.
         map_guide: an `AutoDelta` at the mode, however it was trained, or a mapping of site values; None fits it first.
-        subset: the random sites, the others are held at the mode: "all", "last_layer", site names or globs, or a
-            callable of the site name.
-        structure: of the precision: "full", "kron" (a Kronecker product per layer, dense blocks for sites in no layer)
-            or "diag".
+        subset: the random sites, the others are held at the mode: "all", "last_layer", site names or globs, a callable
+            of the site name, or a `Subnetwork` of single coordinates.
+        structure: of the precision: "full"; "block" (dense for each site); "kron" (a Kronecker product per layer,
+            dense blocks for sites in no layer); "diag"; `LowRank(rank)` (a diagonal prior and the likelihood's leading
+            eigenpairs); or a mapping of site globs to these, in which the first match wins, every random site is
+            matched, and the curvature between its groups is dropped.
         curvature: of the log likelihood: "ggn" (exact Fisher information; exact Hessian for distributions without a
-            registered one) or "hessian".
+            registered one), "mc_fisher" (its unbiased estimate from labels drawn for each datum, of any distribution;
+            `pyro.set_rng_seed` reproduces it), "empirical_fisher" (the gradients at the data's own labels: one row a
+            datum) or "hessian".
         jacobian: True builds the Gaussian at the mode of the density of theta, ``log |dx/dtheta|`` included; False at
             AutoDelta's, the mode of the density of the constrained values.
         polish: True moves the point to the mode, False leaves it, "auto" moves it where it must: sites with constraints
@@ -73,20 +78,26 @@ def fit_laplace(
         IndefiniteCurvature: if the precision is not positive definite, naming the sites to blame.
     """
     start = time.perf_counter()
-    check_option("structure", structure, tuple(STRUCTURES))
+    check_structure(structure)
     check_option("curvature", curvature, tuple(CURVATURES))
     check_option("jacobian", jacobian, (True, False))
     check_option("polish", polish, (True, False, "auto"))
     check_option("on_not_a_mode", on_not_a_mode, ("warn", "raise", "ignore"))
     data = as_data(data)
     given = map_guide is not None
+    check_combination(structure, CURVATURES[curvature])
     if map_guide is None:
+        select(subset, Program.trace(model, data), data)  # a typo need not wait for the training
         map_guide = fit_map(model, data, progress=progress)
+    measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
+    generator = subset.generator() if isinstance(subset, Subnetwork) else None
     with undisturbed(), torch.no_grad():
         program = Program.trace(model, data, _values(map_guide, data))
         random = select(subset, program, data)
-        search = _Search(program, data, free_index(program, random), structure, CURVATURES[curvature], jacobian)
+        search = _Search(program, data, free_index(program, random), structure, measure, jacobian)
         theta = search.move(program.start, polish, given)
+        if isinstance(subset, Subnetwork) and generator is not None:
+            search = replace(search, index=subset.choose(program, theta, lambda: search.variance(theta), generator))
         precision = search.precision(theta)
         if polish is True or (polish == "auto" and not given):
             theta, precision = search.gauss_newton(theta, precision)
@@ -95,13 +106,13 @@ def fit_laplace(
         guide = AutoLaplace(
             model,
             program.latents,
-            random,
+            search.index,
             mode,
             precision,
             structure=structure,
             curvature=curvature,
             observed=program.observed,
-            log_evidence=log_evidence(program, theta, random, precision, data),
+            log_evidence=log_evidence(program, theta, names_of(program, search.index), precision, data),
             nonlinearity=search.nonlinearity(theta, precision),
         )
     guide.fit_seconds = time.perf_counter() - start
@@ -115,13 +126,17 @@ class _Search:
     program: Program
     data: Data
     index: Tensor
-    structure: str
+    structure: Structure
     curvature: Curvature
     jacobian: bool
 
     def precision(self, theta: Theta) -> Precision:
         point = Point(theta, self.index)
         return build_precision(self.structure, self.curvature, self.program, point, self.data, self.jacobian)
+
+    def variance(self, theta: Theta) -> Theta:
+        """Marginal variances under the diagonal approximation."""
+        return replace(self, structure="diag").precision(theta).variance()
 
     def objective(self, theta: Theta, index: Tensor) -> Objective:
         return Objective(self.program, self.data, self.jacobian, theta, index)
@@ -171,7 +186,7 @@ class _Search:
         if self.curvature.root is None:
             return 0.0
         point = Point(theta, self.index)
-        root = point.on(self.curvature.root(self.program, theta, next(self.program.chunks(self.data))))
+        root = point.on(ggn_root(self.program, theta, next(self.program.chunks(self.data))))
         white = torch.randn(4, len(self.index), generator=torch.Generator().manual_seed(0)).to(theta)
         bent, straight = 0.0, 0.0
         at_mode, push = pusher(root, point.part)

@@ -1,6 +1,7 @@
-"""Which sites are random; the others stay at the mode."""
+"""Which sites, or which coordinates of them, are random; the others stay at the mode."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -8,12 +9,108 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._compat import undisturbed
-from pyro_laplace._errors import InvalidOption
+from pyro_laplace._errors import InvalidOption, check_option
+from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data
 from pyro_laplace.program import Program
 from pyro_laplace.program.graph import last_layer
 
-Subset = str | Iterable[str] | Callable[[str], bool]
+CRITERIA = ("variance", "magnitude", "random")
+"""How a subnetwork's coordinates may be chosen."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subnetwork:
+    """The subset of single coordinates (Daxberger et al. 2021, "Bayesian deep learning via subnetwork inference").
+
+    Coordinates are those of theta, unconstrained, and are chosen at the mode. The curvature of the chosen ones costs
+    one pass over the data that grows with their number; "variance" takes one more, of the diagonal over all of theta.
+    The prior of a site that is random in part enters the evidence as a whole.
+
+    Attributes:
+        size: number of random coordinates; or give `mask`.
+        by: "variance" takes those of largest marginal variance under the diagonal approximation, "magnitude" of largest
+            absolute value, "random" any, drawn from torch's global generator.
+        mask: site name to what is random of it, boolean, of the shape of its unconstrained value; other sites are held.
+    """
+
+    size: int | None = None
+    by: str = "variance"
+    mask: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a program.
+
+        Raises:
+            InvalidOption: for an unknown value, or if not exactly one of `size` and `mask` is given.
+        """
+        check_option("Subnetwork: by", self.by, CRITERIA)
+        if (self.size is None) == (self.mask is None):
+            raise InvalidOption("Subnetwork: give either size= (and by=), or mask={site: boolean tensor}")
+        if self.size is not None and (isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1):
+            raise InvalidOption(f"Subnetwork(size={self.size!r}): give a number of coordinates, at least 1")
+        for name, chosen in (self.mask or {}).items():
+            if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
+                kind = chosen.dtype if isinstance(chosen, Tensor) else type(chosen).__name__
+                raise InvalidOption(f"Subnetwork: the mask of site {name!r} is no boolean tensor, but {kind}")
+        if self.mask is not None and not any(bool(chosen.any()) for chosen in self.mask.values()):
+            raise InvalidOption("Subnetwork: the mask chooses no coordinate")
+
+    def generator(self) -> torch.Generator:
+        """What `choose` draws from; where it draws, it is seeded from torch's global generator."""
+        return torch.Generator().manual_seed(int(torch.randint(2**31, ())) if self.by == "random" and self.size else 0)
+
+    def check(self, program: Program) -> None:
+        """Check the subnetwork against a program.
+
+        Args:
+            program: the traced program.
+
+        Raises:
+            InvalidOption: if it has fewer coordinates, no such site, or a site of another shape.
+        """
+        if self.size is not None and self.size > program.num_params:
+            raise InvalidOption(f"Subnetwork(size={self.size}): the program has {program.num_params} coordinates")
+        for name, chosen in (self.mask or {}).items():
+            if name not in program.latents:
+                raise InvalidOption(
+                    f"Subnetwork: the mask names {name!r}, which is none of the latent sites {list(program.latents)}"
+                )
+            shape = program.latents[name].unconstrained_shape
+            if chosen.shape != shape:
+                raise InvalidOption(
+                    f"Subnetwork: the mask of site {name!r} has shape {list(chosen.shape)}, and its unconstrained "
+                    f"value {list(shape)}"
+                )
+
+    def choose(
+        self, program: Program, theta: Theta, variance: Callable[[], Theta], generator: torch.Generator
+    ) -> Tensor:
+        """The random coordinates of theta, ascending.
+
+        Args:
+            program: the traced program.
+            theta: the mode.
+            variance: gives the marginal variances of all of theta.
+            generator: of `generator`.
+
+        Returns:
+            their indices.
+        """
+        if self.mask is not None:
+            flags = torch.zeros(len(theta), dtype=torch.bool, device=theta.device)
+            for name, chosen in self.mask.items():
+                flags[program.latents[name].slice] = chosen.reshape(-1).to(flags.device)
+            return flags.nonzero()[:, 0]
+        if self.by == "random":
+            score = torch.rand(len(theta), generator=generator).to(theta.device)
+        else:
+            score = variance() if self.by == "variance" else theta.abs()
+        return score.topk(self.size or len(theta)).indices.sort().values
+
+
+Subset = str | Iterable[str] | Callable[[str], bool] | Subnetwork
+"""What `subset=` may be."""
 
 
 def select(subset: Subset, program: Program, data: Data) -> tuple[str, ...]:
@@ -21,7 +118,8 @@ def select(subset: Subset, program: Program, data: Data) -> tuple[str, ...]:
 
     Args:
         subset: "all"; "last_layer", the sites of the last operation with parameters before the observed sites; a site
-            name or glob or several; or a callable of the site name.
+            name or glob or several; a callable of the site name; or a `Subnetwork`, whose coordinates are chosen
+            later and may lie in any site (of its mask).
         program: the traced program.
         data: the data.
 
@@ -32,6 +130,9 @@ def select(subset: Subset, program: Program, data: Data) -> tuple[str, ...]:
         InvalidOption: if nothing matches, listing the sites there are.
     """
     names = tuple(program.latents)
+    if isinstance(subset, Subnetwork):
+        subset.check(program)
+        return names if subset.mask is None else tuple(name for name in names if name in subset.mask)
     if isinstance(subset, str) and subset == "all":
         return names
     if isinstance(subset, str) and subset == "last_layer":
@@ -48,7 +149,7 @@ def select(subset: Subset, program: Program, data: Data) -> tuple[str, ...]:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InvalidOption(
                 f"subset: {pattern!r} matches none of the latent sites {list(names)}; it may also be 'all', "
-                "'last_layer', or a callable of the site name"
+                "'last_layer', a callable of the site name, or a pl.Subnetwork"
             )
     if not patterns:
         raise InvalidOption(f"subset is empty; the latent sites are {list(names)}")
@@ -60,6 +161,12 @@ def free_index(program: Program, names: Iterable[str]) -> Tensor:
     chosen = set(names)
     parts = [torch.arange(s.start, s.stop) for name, s in program.layout.items() if name in chosen]
     return torch.cat(parts).to(program.start.device)
+
+
+def names_of(program: Program, index: Tensor) -> tuple[str, ...]:
+    """The sites that hold some coordinates of theta, in trace order."""
+    chosen = torch.zeros(program.num_params, dtype=torch.bool, device=index.device).index_fill(0, index, True)
+    return tuple(name for name, place in program.layout.items() if bool(chosen[place].any()))
 
 
 def _last_layer(program: Program, data: Data) -> tuple[str, ...]:

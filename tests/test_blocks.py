@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyro_laplace as pl
-from pyro_laplace.precision import Dense, Diag, Kron, Precision
+from pyro_laplace.precision import Dense, Diag, DiagLowRank, Kron, Precision
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -40,6 +40,13 @@ def interleaved():
     return Precision([(first, Dense(dense)), (second, Diag(diag))]), expected
 
 
+def low_rank(rank=2, size=5, lowest=0.0):
+    basis = torch.linalg.qr(torch.randn(size, rank, generator=torch.Generator().manual_seed(4)))[0]
+    values, prior = torch.linspace(lowest, 40.0, rank), vector(size)
+    update = (basis * values) @ basis.T * prior.sqrt() * prior.sqrt()[:, None]
+    return DiagLowRank(prior, basis, values), prior.diag() + update
+
+
 BLOCKS = {
     "dense": lambda: (Dense(positive(5)), positive(5)),
     "badly scaled dense": lambda: (
@@ -49,6 +56,9 @@ BLOCKS = {
     "diag": lambda: (Diag(vector(5)), vector(5).diag()),
     "kron": kron,
     "kron, flat prior": flat_kron,
+    "diagonal and low rank": low_rank,
+    "diagonal and low rank, of full rank": lambda: low_rank(5),
+    "diagonal and low rank, with a negative update": lambda: low_rank(3, lowest=-0.9),
     "interleaved blocks": interleaved,
 }
 
@@ -107,6 +117,9 @@ def test_results_have_the_dtype_of_what_is_passed_in(block_and_matrix):
         lambda: Dense(torch.full((2, 2), torch.nan)),
         lambda: Diag(torch.tensor([1.0, 0.0])),
         lambda: Kron(torch.zeros(2, 2), positive(2), torch.zeros(2), torch.zeros(2)),
+        lambda: DiagLowRank(torch.tensor([1.0, 0.0]), torch.eye(2)[:, :1], torch.ones(1)),
+        lambda: DiagLowRank(torch.ones(2), torch.eye(2)[:, :1], -torch.ones(1)),
+        lambda: DiagLowRank(torch.ones(2), torch.eye(2)[:, :1], torch.full((1,), torch.nan)),
     ],
 )
 def test_what_is_not_positive_definite_is_refused(make):
@@ -190,6 +203,25 @@ def test_the_factors_are_those_of_the_definition():
     # w1 is [in, out]: the input axis comes first
     expected = torch.kron((x.T @ x / 6).contiguous(), gradients.contiguous()) + torch.eye(6)
     torch.testing.assert_close(blocks_of(guide, ("w1",))[:6, :6], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_weight_used_twice_is_at_two_positions():
+    def model(x, y):
+        w = pyro.sample("w", normal(1.0, 2, 2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=torch.tanh(x @ w) @ w), obs=y)
+
+    x, y = data(6, classes=True)
+    w = torch.randn(2, 2, generator=torch.Generator().manual_seed(3))
+    guide = pl.fit_laplace(model, (x, y), {"w": w}, structure="kron", polish=False, on_not_a_mode="ignore")
+    hidden = torch.tanh(x @ w)
+    p = (hidden @ w).softmax(-1)
+    information = p.diag_embed() - p[:, :, None] * p[:, None]
+    inner = torch.einsum("io,ni->nio", w, 1 - hidden**2)
+    gradients = torch.einsum("nio,noc,njc->ij", inner, information, inner) + information.sum(0)
+    inputs = (x.T @ x + hidden.T @ hidden) / 12
+    expected = torch.kron(inputs.contiguous(), gradients.contiguous()) + torch.eye(4)
+    torch.testing.assert_close(guide.precision.to_dense(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_prior_that_is_no_outer_product_is_refused_by_name():

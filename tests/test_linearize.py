@@ -148,3 +148,9 @@ def test_an_unknown_link_is_refused_by_name():
 def test_only_a_laplace_guide_is_taken():
     with pytest.raises(pl.InvalidOption, match="AutoDelta"):
         pl.linearize(network, AutoDelta(network))
+
+
+def test_it_returns_the_value_of_its_observed_site(guide):
+    x = X[:4]
+    draws = Predictive(pl.linearize(network, guide), guide=guide, num_samples=3, return_sites=("y", "_RETURN"))(x)
+    assert torch.equal(draws["_RETURN"], draws["y"].reshape(3, 4))

@@ -1,24 +1,32 @@
-"""Curvature of the log joint: generalised Gauss-Newton or exact Hessian, dense or diagonal."""
+"""Curvature of the log joint: a root A'A of generalised Gauss-Newton or Fisher kind, or the exact Hessian."""
 
 from pyro_laplace.curvature.accumulate import (
     CURVATURES,
-    Curvature,
+    likelihood_blocks,
     likelihood_diagonal,
     likelihood_matrix,
+    prior_coupled,
     prior_diagonal,
     prior_matrix,
 )
 from pyro_laplace.curvature.kronecker import KronFactors, kron_factors
 from pyro_laplace.curvature.point import Point
+from pyro_laplace.curvature.products import LikelihoodProduct, likelihood_product
+from pyro_laplace.curvature.root import Curvature, Root
 
 __all__ = [
     "CURVATURES",
     "Curvature",
     "KronFactors",
+    "LikelihoodProduct",
     "Point",
+    "Root",
     "kron_factors",
+    "likelihood_blocks",
     "likelihood_diagonal",
     "likelihood_matrix",
+    "likelihood_product",
+    "prior_coupled",
     "prior_diagonal",
     "prior_matrix",
 ]

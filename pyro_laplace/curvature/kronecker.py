@@ -1,11 +1,12 @@
-"""Kronecker factors of the GGN, layer by layer (Martens and Grosse 2015, "Optimizing neural networks with K-FAC").
+"""Kronecker factors of a curvature, layer by layer (Martens and Grosse 2015, "Optimizing neural networks with K-FAC").
 
-A product ``z = a W'`` has the GGN block ``sum_n (a a')_n (x) (g g')_n``, approximated by
+A product ``z = a W'`` has the block ``sum_n (a a')_n (x) (g g')_n``, approximated by
 ``(sum a a') (x) (sum g g') / (N T)``. T positions that share the weight are treated as so many independent ones
 ("expand", Eschenhagen et al. 2023, "K-FAC for modern neural network architectures"). It is exact for one datum, and for
 deep linear networks with Normal data.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace.curvature.factors import Factors, Product, factors_of
 from pyro_laplace.curvature.point import Point
+from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.data import Data
 from pyro_laplace.program import Program
 
@@ -44,10 +46,13 @@ class KronFactors:
         return weight, bias
 
 
-def kron_factors(program: Program, point: Point, data: Data) -> tuple[list[KronFactors], Tensor, Tensor]:
+def kron_factors(
+    curvature: Curvature, program: Program, point: Point, data: Data
+) -> tuple[list[KronFactors], Tensor, Tensor]:
     """Kronecker factors of every captured product, and the dense curvature of the other free coordinates.
 
     Args:
+        curvature: how the likelihood's curvature is measured; it has a root.
         program: the traced program.
         point: theta and its free coordinates.
         data: the data, visited once.
@@ -58,10 +63,10 @@ def kron_factors(program: Program, point: Point, data: Data) -> tuple[list[KronF
     Raises:
         UnsupportedProgram: if the program's operations cannot be captured, or two products share a part of a weight.
     """
-    found: dict[tuple[int, ...], KronFactors] = {}
+    found: dict[bytes, KronFactors] = {}
     dense_index, dense = point.index[:0], torch.zeros(0, 0, dtype=torch.float64, device=point.theta.device)
-    for number, chunk in enumerate(program.chunks(data)):
-        captured = factors_of(program, point, chunk)
+    for number, (chunk, root) in enumerate(curvature.roots(program, point.theta, data)):
+        captured = factors_of(program, point, chunk, root)
         if captured is None:
             raise UnsupportedProgram(
                 "structure='kron' needs products of data with weights, one row a datum, and the operations of this "
@@ -80,14 +85,17 @@ def kron_factors(program: Program, point: Point, data: Data) -> tuple[list[KronF
     return list(found.values()), dense_index, dense
 
 
-def _add_products(found: dict[tuple[int, ...], KronFactors], captured: list[Factors]) -> None:
-    counted: set[tuple[int, ...]] = set()
+def _add_products(found: dict[bytes, KronFactors], captured: list[Factors]) -> None:
+    """Add a chunk: inputs once, whatever number of observed sites depends on them, gradients for each of these."""
+    counted: set[tuple[bytes, int]] = set()
     for factors in captured:
+        uses: Counter[bytes] = Counter()
         for product in factors.products:
-            key = (*product.index.shape, *product.index.reshape(-1).tolist())
-            first = key not in counted
-            counted.add(key)
-            _add(found.setdefault(key, _empty(product)), product, first)
+            key = product.index.T.contiguous().cpu().numpy().tobytes()
+            use = key, uses[key]  # a weight used again (a recurrent one) is at further positions
+            uses[key] += 1
+            _add(found.setdefault(key, _empty(product)), product, new_inputs=use not in counted)
+            counted.add(use)
 
 
 def _empty(product: Product) -> KronFactors:
@@ -107,7 +115,7 @@ def _add(total: KronFactors, product: Product, new_inputs: bool) -> None:
 
 
 def _refuse_overlap(
-    found: dict[tuple[int, ...], KronFactors], dense_index: Tensor, point: Point, program: Program
+    found: dict[bytes, KronFactors], dense_index: Tensor, point: Point, program: Program
 ) -> None:
     together = torch.cat([dense_index, *(factors.index.reshape(-1) for factors in found.values())])
     values, counts = together.unique(return_counts=True)

@@ -32,6 +32,13 @@ class Point:
         """The same point with some of its free coordinates, chosen by their place among them, left free."""
         return Point(self.theta, self.index[chosen].sort().values)
 
+    def whole(self, program: Program) -> "Point":
+        """The same point with every site of which a coordinate is free left free as a whole."""
+        free = self.positions() >= 0
+        for latent in program.latents.values():
+            free[latent.slice] = free[latent.slice].any()
+        return Point(self.theta, free.nonzero()[:, 0])
+
     def positions(self) -> Tensor:
         """Where each coordinate of theta lies among the free ones [params]; -1 if it does not."""
         positions = torch.full((len(self.theta),), -1, device=self.index.device)

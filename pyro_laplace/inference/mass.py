@@ -8,6 +8,7 @@ from pyro.infer.mcmc.adaptation import BlockMassMatrix
 from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
+from pyro_laplace._errors import InvalidOption
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.program import Program
@@ -23,10 +24,18 @@ class LaplaceMass(BlockMassMatrix):
     Args:
         guide: the posterior.
         program: the program that is sampled.
+
+    Raises:
+        InvalidOption: if the posterior covers some sites in part.
     """
 
     def __init__(self, guide: AutoLaplace, program: Program) -> None:
         super().__init__()
+        if guide.partial:
+            raise InvalidOption(
+                f"precondition holds a part of sites {list(guide.partial)} at the mode, and a mass matrix covers whole "
+                "sites: give a guide whose subset is of whole sites"
+            )
         self.dense_sites = [] if guide.structure == "diag" else [guide.random]
         self.adapts = len(guide.random) < len(program.latents)
         self._latents = program.latents

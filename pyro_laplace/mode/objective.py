@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._autodiff import hessian
-from pyro_laplace._compat import undisturbed
+from pyro_laplace._compat import LinAlgError, undisturbed
 from pyro_laplace._typing import Matrix, Scalar, Theta
 from pyro_laplace.data import Data
 from pyro_laplace.program import Chunk, Program
@@ -51,7 +51,7 @@ class Objective:
         theta = self.embed(part)
         try:
             value, gradient = self._sum(theta)
-        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage] (documented as public)
+        except LinAlgError:
             value, gradient = (
                 torch.full((), torch.inf, dtype=torch.float64),
                 torch.zeros_like(theta, dtype=torch.float64),

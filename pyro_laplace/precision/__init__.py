@@ -1,10 +1,24 @@
 """Posterior precisions, held by a square root."""
 
 from pyro_laplace.precision.block import Block
-from pyro_laplace.precision.build import STRUCTURES, build_precision
+from pyro_laplace.precision.build import build_precision, check_combination
 from pyro_laplace.precision.dense import Dense
 from pyro_laplace.precision.diag import Diag
 from pyro_laplace.precision.kron import Kron
+from pyro_laplace.precision.low_rank import DiagLowRank
 from pyro_laplace.precision.precision import Precision
+from pyro_laplace.precision.structure import LowRank, Structure, check_structure
 
-__all__ = ["STRUCTURES", "Block", "Dense", "Diag", "Kron", "Precision", "build_precision"]
+__all__ = [
+    "Block",
+    "Dense",
+    "Diag",
+    "DiagLowRank",
+    "Kron",
+    "LowRank",
+    "Precision",
+    "Structure",
+    "build_precision",
+    "check_combination",
+    "check_structure",
+]

@@ -104,8 +104,7 @@ def draws_of(posterior: Any, data: Data, num_samples: int) -> PosteriorDraws:
 def _of_laplace(guide: AutoLaplace, num_samples: int) -> PosteriorDraws:
     with torch.no_grad():
         theta = guide.sample_theta(num_samples)
-        random = torch.cat([theta[:, guide.latents[name].slice] for name in guide.layout], -1)
-        log_q = guide.get_posterior().log_prob(random)
+        log_q = guide.get_posterior().log_prob(theta[:, guide.index])
         return PosteriorDraws(unpack(guide.latents, theta), log_q=log_q)
 
 

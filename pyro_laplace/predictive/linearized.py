@@ -23,7 +23,7 @@ from pyro_laplace.program import Chunk, Program
 from pyro_laplace.program.sites import pack
 
 
-def linearize(model: Callable[..., Any], guide: Any) -> Callable[..., dict[str, Tensor]]:
+def linearize(model: Callable[..., Any], guide: Any) -> Callable[..., Tensor | dict[str, Tensor]]:
     """The program with its likelihood's parameters linearised at the guide's mode, itself a Pyro program.
 
     Its latent sites, priors, plates, masks and scales are the model's. The distribution of an observed site has the
@@ -36,7 +36,8 @@ def linearize(model: Callable[..., Any], guide: Any) -> Callable[..., dict[str, 
         guide: a posterior of it, from `fit_laplace`.
 
     Returns:
-        a callable with the model's arguments, which returns the values of the observed sites by name.
+        a callable with the model's arguments. It returns the value of the observed site, or a mapping of their values
+        by name if there are several.
 
     Raises:
         InvalidOption: if the guide is not an `AutoLaplace`.
@@ -58,7 +59,7 @@ class LinearizedProgram:
         self.model, self.guide = model, guide
         self._program = Program(model, guide.latents, guide.observed, start=guide.theta)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor | dict[str, Tensor]:
         """Run the program: latent sites as the model samples them, observed sites linearised."""
         prior = _PriorOnly(frozenset(self.guide.observed))
         with prior:
@@ -66,7 +67,8 @@ class LinearizedProgram:
         theta = pack(self.guide.latents, {**self._program.unpack(self.guide.theta), **prior.latents})
         chunk = Chunk(Batch(args, kwargs), prior.indices)
         distributions = self._distributions(theta, chunk)
-        return {name: _emit(msg, distributions[name]) for name, msg in prior.observed.items()}
+        values = {name: _emit(msg, distributions[name]) for name, msg in prior.observed.items()}
+        return next(iter(values.values())) if len(values) == 1 else values
 
     def _distributions(self, theta: Tensor, chunk: Chunk) -> dict[str, Any]:
         """The observed sites' distributions with linearised parameters."""

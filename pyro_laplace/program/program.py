@@ -18,6 +18,7 @@ from pyro_laplace.program.validate import (
     latent_layout,
     refuse_missing,
     refuse_no_likelihood,
+    refuse_outside,
     refuse_randomness,
     refuse_surplus,
     start_value,
@@ -66,10 +67,11 @@ class Program:
             first = data.first()
             fill = start_value if values is None else refuse_missing
             run = run_model(model, first, Recorder(values or {}, fill=fill))
-            refuse_no_likelihood(run)
+            refuse_no_likelihood(run, data.one_batch)
             latents = latent_layout(run)
-            theta = pack(latents, {name: site.value for name, site in run.latents.items()})
             refuse_surplus(run, values or {})
+            refuse_outside(run)
+            theta = pack(latents, {name: site.value for name, site in run.latents.items()})
             program = Program(model, latents, tuple(run.observed), start=theta)
             refuse_randomness(lambda: program.log_joint(theta, Chunk(first)))
             own = run.subsampled if data.one_batch and program._reads_indices(theta, first, run) else {}

@@ -135,10 +135,10 @@ class Recorder(Messenger):
                 plates = [frame.name for frame in msg["cond_indep_stack"]]
                 inside = f" inside the plates {plates}" if plates else ""
                 raise UnsupportedProgram(
-                    f"latent site {name!r}{inside} has shape {tuple(expected)} on this call of the model, but its value "
-                    f"has shape {tuple(value.shape)}, as on an earlier call. If its shape depends on the data, give all "
-                    "data as one batch, or write the site so that it does not. If it is inside a plate by accident (a "
-                    "network called within `with pyro.plate(...)`), move it out"
+                    f"latent site {name!r}{inside} has shape {tuple(expected)} on this call of the model, but its "
+                    f"value has shape {tuple(value.shape)}, as on an earlier call. If its shape depends on the data, "
+                    "give all data as one batch, or write the site so that it does not. If it is inside a plate by "
+                    "accident (a network called within `with pyro.plate(...)`), move it out"
                 )
         elif self.fill is not None:
             value = self.fill(msg)

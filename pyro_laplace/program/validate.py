@@ -26,8 +26,8 @@ def latent_layout(run: Run) -> dict[str, Latent]:
     """
     if not run.latents:
         raise UnsupportedProgram(
-            "the model has no latent site: put a prior on what shall be random, with pyro.sample(name, prior) or "
-            "PyroSample(prior)"
+            "the model has no latent site (is it a Pyro program?): put a prior on what shall be random, with "
+            "pyro.sample(name, prior) or PyroSample(prior)"
         )
     latents, start = {}, 0
     for name, site in run.latents.items():
@@ -60,8 +60,8 @@ def refuse_missing(site: Mapping[str, Any]) -> Tensor:
     if site["fn"].support.is_discrete:
         raise UnsupportedProgram(_discrete(name, site["fn"]))
     raise UnsupportedProgram(
-        f"the map_guide has no value for latent site {name!r}. If {name!r} is data, give its value; else train the "
-        f"guide on the whole model, or hold the site with poutine.condition(model, data={{{name!r}: value}})"
+        f"latent site {name!r} has no value in the guide or mapping given. If {name!r} is data, give its value; else "
+        f"train the guide on the whole model, or hold the site with poutine.condition(model, data={{{name!r}: value}})"
     )
 
 
@@ -78,14 +78,31 @@ def refuse_surplus(run: Run, values: Mapping[str, Tensor]) -> None:
     for name in values:
         if name in run.observed:
             raise UnsupportedProgram(
-                f"the map_guide has a value for {name!r}, which is observed on this data. If it was first "
-                f"called without observations, it took {name!r} for a latent site: train it anew on the data. If "
-                f"{name!r} is conditioned on, leave it out: map_guide={{site: value for all other sites}}"
+                f"the guide or mapping given has a value for {name!r}, which is observed on this data. If the guide "
+                f"was first called without observations, it took {name!r} for a latent site: train it anew on the "
+                f"data. If {name!r} is conditioned on, leave it out: give a mapping of the other sites' values"
             )
         if name not in run.latents and name not in run.deterministic:
             raise UnsupportedProgram(
-                f"the map_guide has a value for {name!r}, but the latent sites of the model are {list(run.latents)}: "
-                "it belongs to another model"
+                f"the guide or mapping given has a value for {name!r}, but the latent sites of the model are "
+                f"{list(run.latents)}: it belongs to another model"
+            )
+
+
+def refuse_outside(run: Run) -> None:
+    """Refuse a latent value outside its site's support.
+
+    Args:
+        run: the program's run at the values given.
+
+    Raises:
+        UnsupportedProgram: naming the site, the value and the support.
+    """
+    for name, site in run.latents.items():
+        inside = site.fn.support.check(site.value)
+        if not bool(inside.all()):
+            raise UnsupportedProgram(
+                f"latent site {name!r} has a value outside its support {site.fn.support}: {site.value.flatten()[:5]}"
             )
 
 
@@ -105,16 +122,21 @@ def start_value(site: Mapping[str, Any]) -> Tensor:
     return init_to_start(site)
 
 
-def refuse_no_likelihood(run: Run) -> None:
+def refuse_no_likelihood(run: Run, one_batch: bool) -> None:
     """Refuse a run without observed sites and factors.
+
+    Args:
+        run: the program's run.
+        one_batch: whether the data were given as one batch.
 
     Raises:
         UnsupportedProgram: naming the latent sites, among which the unobserved data may be.
     """
-    if not run.observed and not run.factors:
+    if run.latents and not run.observed and not run.factors:
+        hint = "" if one_batch else "A list is a sequence of batches; one batch is a tuple (x, y) or a dict. "
         raise UnsupportedProgram(
-            f"the model has no observed site on this data; its latent sites are {list(run.latents)}. Give the observed "
-            "values with the data, e.g. data=(x, y) for model(x, y=None) with pyro.sample('obs', ..., obs=y)"
+            f"the model has no observed site on this data; its latent sites are {list(run.latents)}. {hint}Give the "
+            "observed values with the data, e.g. data=(x, y) for model(x, y=None) with pyro.sample('obs', ..., obs=y)"
         )
 
 
@@ -161,10 +183,10 @@ def _continuous_support(name: str, fn: Any) -> Constraint:
 
 def _discrete(name: str, fn: Any) -> str:
     return (
-        f"latent site {name!r} is discrete ({type(fn).__name__}), and a Gaussian cannot describe it. Enumerate it by "
-        "hand (dist.MixtureSameFamily in place of a mixture's assignment, say), or hold it with "
-        f"poutine.condition(model, data={{{name!r}: value}}), or hide it with poutine.block(model, hide=[{name!r}]) "
-        "once nothing depends on it. If it is data, give its value"
+        f"latent site {name!r} is discrete ({type(fn).__name__}), and a Gaussian cannot describe it. If it is data, "
+        "give its value (obs=). Else enumerate it by hand (dist.MixtureSameFamily in place of a mixture's assignment, "
+        f"say), or hold it with poutine.condition(model, data={{{name!r}: value}}), or hide it with "
+        f"poutine.block(model, hide=[{name!r}]) once nothing depends on it"
     )
 
 

@@ -1,0 +1,117 @@
+"""What a curvature is: a square root A of A'A, as vectors that each datum's outputs are multiplied by.
+
+``z = S_n' f_n(theta)`` with S_n held at the mode has the rows of A for Jacobian. The captured path reads A off one
+backward pass for each column of S, the dense path off z as a function of theta.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_laplace._compat import undisturbed
+from pyro_laplace._typing import Theta
+from pyro_laplace.data import Data
+from pyro_laplace.likelihood import require_likelihood
+from pyro_laplace.program import Chunk, Program, Site
+
+
+@dataclass(frozen=True, eq=False)
+class SiteRoot:
+    """The root of one observed site on a chunk.
+
+    Attributes:
+        outputs: the site's outputs f, `[*batch, *joint, outputs]`, from the site of any run.
+        vectors: sqrt(w_n) S_n `[*batch, *joint, outputs, columns]` in float64, at the mode.
+        joint: how many of the axes before `outputs` one row of the root sums over: those of a datum's event, where it
+            has one row for all of them.
+    """
+
+    outputs: Callable[[Site], Tensor]
+    vectors: Tensor
+    joint: int = 0
+
+    @property
+    def num_obs(self) -> int | None:
+        """Length of the first axis of the data; None where the site is a single datum."""
+        return len(self.vectors) if self.vectors.dim() - 2 > self.joint else None
+
+    def whiten(self, site: Site) -> Tensor:
+        """Z = S'f `[*batch, columns]`, of a run anywhere."""
+        products = torch.einsum("...ok,...o->...k", self.vectors, self.outputs(site).double())
+        return products.sum(tuple(range(-1 - self.joint, -1))) if self.joint else products
+
+    def by_datum(self, site: Site) -> tuple[Tensor, Tensor]:
+        """F [n, b, e, o] and its vectors [n, b, e, o, k]: row (n, b, k) of the root sums over the entries e."""
+        axes = self.vectors.dim() - 2 - self.joint
+        batch, entries = self.vectors.shape[:axes], self.vectors.shape[axes:-2]
+        shape = (batch[0], batch[1:].numel(), entries.numel(), self.vectors.shape[-2])
+        return self.outputs(site).reshape(shape), self.vectors.reshape(*shape, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Root:
+    """The root on one chunk: the function of theta whose Jacobian [rows, params] is A, in float64.
+
+    Attributes:
+        program: the traced program.
+        chunk: the data.
+        sites: the observed sites that the root covers; the others get their exact Hessian.
+    """
+
+    program: Program
+    chunk: Chunk
+    sites: Mapping[str, SiteRoot]
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Z = S'f(theta) of every datum and column, flat."""
+        observed = self.program.run(theta, self.chunk).observed
+        parts = [site_root.whiten(observed[name]).flatten() for name, site_root in self.sites.items()]
+        return torch.cat([torch.zeros(0, dtype=torch.float64, device=theta.device), *parts])
+
+    def live(self) -> Tensor:
+        """Which data have a row that is not zero [n]; the others are masked, or a chunk's repetitions."""
+        live = [site_root.vectors.flatten(1).any(1) for site_root in self.sites.values()]
+        return torch.stack(live).any(0)
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """How the likelihood's curvature is measured.
+
+    Attributes:
+        name: the option's value.
+        root: makes the root A of the curvature A'A at theta; None where every site gets its exact Hessian.
+        seed: of what a random root draws in one pass over the data; None where nothing is drawn.
+    """
+
+    name: str
+    root: Callable[[Program, Theta, Chunk], Root] | None
+    seed: int | None = None
+
+    def drawn(self) -> "Curvature":
+        """The same with its random choices made, by one draw from torch's global generator if there are any.
+
+        Returns:
+            a curvature of which every pass over the data draws the same, so that a search has one objective.
+        """
+        return self if self.seed is None else replace(self, seed=int(torch.randint(2**31, ())))
+
+    def roots(self, program: Program, theta: Theta, data: Data) -> Iterator[tuple[Chunk, Root | None]]:
+        """One pass over the data, with the root on each chunk."""
+        for number, chunk in enumerate(program.chunks(data)):
+            if self.root is None:
+                yield chunk, None
+                continue
+            with undisturbed(rng=self.seed is not None), torch.no_grad():
+                if self.seed is not None:
+                    pyro.set_rng_seed((self.seed + number) % 2**32)
+                root = self.root(program, theta, chunk)
+            yield chunk, root
+
+
+def link_of(site: Site) -> Tensor:
+    """The unconstrained parameters eta of a site's distribution."""
+    return require_likelihood(site.name, site.fn).link()
