@@ -2,6 +2,8 @@
 
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
+# Two processes take about half the time of one on two cores; XDIST= runs them all in one.
+XDIST ?= -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench docs clean
@@ -13,7 +15,7 @@ demo: .venv/.extra-examples ## fit one model by Laplace, VI and NUTS, and compar
 	@$(PYTHON) examples/compare_posteriors.py
 
 test: .venv/.extra-test ## run the tests; PYTEST_ARGS="-k guide" passes options on
-	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest $(XDIST) $(PYTEST_ARGS)
 
 lint: .venv/.extra-test ## check style, docstrings, formatting and types
 	@$(PYTHON) -m ruff check

@@ -114,9 +114,7 @@ def _add(total: KronFactors, product: Product, new_inputs: bool) -> None:
     total.gradients += (g.T @ g).double()
 
 
-def _refuse_overlap(
-    found: dict[bytes, KronFactors], dense_index: Tensor, point: Point, program: Program
-) -> None:
+def _refuse_overlap(found: dict[bytes, KronFactors], dense_index: Tensor, point: Point, program: Program) -> None:
     together = torch.cat([dense_index, *(factors.index.reshape(-1) for factors in found.values())])
     values, counts = together.unique(return_counts=True)
     if len(values) == len(together) == len(point.index):
