@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
-# Two processes take about half the time of one on two cores; XDIST= runs them all in one.
+# Tests run in two processes; XDIST= runs them all in one.
 XDIST ?= -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help

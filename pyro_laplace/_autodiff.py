@@ -47,6 +47,24 @@ def _puller(fn: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Callabl
     return value, lambda u: pull(u)[0]
 
 
+def push_forward(fn: Callable[[Tensor], Tensor], theta: Theta, tangent: Theta) -> tuple[Tensor, Tensor]:
+    """fn(theta) and ``J v`` in one pass, by forward-mode AD where every operation supports it, else as in `pusher`.
+
+    Args:
+        fn: a function of theta.
+        theta: the point.
+        tangent: v [params].
+
+    Returns:
+        fn(theta), and J v of the same shape.
+    """
+    try:
+        return jvp(fn, theta, tangent)
+    except (RuntimeError, NotImplementedError):
+        value, push = pusher(fn, theta)
+        return value, push(tangent)
+
+
 def pusher(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The value of fn at theta, and the map v -> J v.
 

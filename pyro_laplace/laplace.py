@@ -10,7 +10,7 @@ import torch
 from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 
-from pyro_laplace._autodiff import pusher
+from pyro_laplace._autodiff import push_forward
 from pyro_laplace._compat import undisturbed
 from pyro_laplace._errors import InvalidOption, NotAMode, NotAModeWarning, check_option
 from pyro_laplace._typing import Theta
@@ -182,19 +182,16 @@ class _Search:
         return theta, precision
 
     def nonlinearity(self, theta: Theta, precision: Precision) -> float:
-        """``|g(theta) - g(theta*) - J (theta - theta*)| / |J (theta - theta*)|`` over draws, g in Fisher's metric."""
+        """``|g(theta) - g(theta*) - J (theta - theta*)| / |J (theta - theta*)|`` at one draw, g in Fisher's metric."""
         if self.curvature.root is None:
             return 0.0
         point = Point(theta, self.index)
         root = point.on(ggn_root(self.program, theta, next(self.program.chunks(self.data))))
-        white = torch.randn(4, len(self.index), generator=torch.Generator().manual_seed(0)).to(theta)
-        bent, straight = 0.0, 0.0
-        at_mode, push = pusher(root, point.part)
-        for deviation in precision.color(white):
-            change = push(deviation)
-            bent += float((root(point.part + deviation) - at_mode - change).square().sum())
-            straight += float(change.square().sum())
-        return (bent / straight) ** 0.5 if straight > 0 else 0.0
+        white = torch.randn(1, len(self.index), generator=torch.Generator().manual_seed(0)).to(theta)
+        (deviation,) = precision.color(white)
+        at_mode, straight = push_forward(root, point.part, deviation)
+        bent = root(point.part + deviation) - at_mode - straight
+        return float(bent.norm() / straight.norm()) if bool(straight.any()) else 0.0
 
     def _minimise(self, theta: Theta, index: Tensor) -> Theta:
         objective = self.objective(theta, index)

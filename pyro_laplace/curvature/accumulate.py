@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pyro_laplace._autodiff import column_blocks, hessian, hessian_diagonal, jacobian, pusher
+from pyro_laplace._autodiff import column_blocks, hessian, hessian_diagonal, jacobian, push_forward
 from pyro_laplace._errors import TooLarge
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace._typing import Matrix, Theta
@@ -21,7 +21,7 @@ from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.restrict import factors_over, restrict
 from pyro_laplace.curvature.root import Curvature, Root
 from pyro_laplace.data import Data
-from pyro_laplace.program import Chunk, Program, log_lik_of
+from pyro_laplace.program import Chunk, Program
 
 HESSIAN_LIMIT = 5_000
 """Coordinates up to which a dense exact Hessian of a likelihood is computed."""
@@ -103,10 +103,9 @@ def likelihood_diagonal(curvature: Curvature, program: Program, point: Point, da
     return total
 
 
-def uncovered(root: Root | None, program: Program, point: Point, chunk: Chunk) -> frozenset[str]:
+def uncovered(root: Root | None, program: Program) -> frozenset[str]:
     """The terms of the log likelihood that a root does not cover."""
-    terms = frozenset(log_lik_of(program.run(point.theta, chunk), chunk))
-    return terms - frozenset(root.sites if root is not None else ())
+    return program.terms - frozenset(root.sites if root is not None else ())
 
 
 def prior_matrix(program: Program, point: Point, data: Data, jacobian: bool) -> Matrix:
@@ -140,7 +139,7 @@ def _active(root: Root, point: Point) -> Iterator[Callable[[Tensor], Tensor]]:
     """A chunk's root without the rows that do not depend on the free coordinates (a known noise scale, say)."""
     whitened = point.on(root)
     direction = torch.randn(len(point.index), generator=torch.Generator().manual_seed(0)).to(point.theta)
-    active = pusher(whitened, point.part)[1](direction) != 0
+    active = push_forward(whitened, point.part, direction)[1] != 0
     rows = int(active.sum())
     refuse_too_large(
         rows * len(point.index), 12, f"the Jacobian [{rows}, {len(point.index)}] of one batch", "give smaller batches"
@@ -153,7 +152,7 @@ def _rests(
     curvature: Curvature, root: Root | None, program: Program, point: Point, chunk: Chunk
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """Minus the log likelihood of the terms that the root does not cover."""
-    terms = uncovered(root, program, point, chunk)
+    terms = uncovered(root, program)
     if terms:
         if len(point.index) > HESSIAN_LIMIT:
             raise TooLarge(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyro_laplace._autodiff import column_blocks, pusher
+from pyro_laplace._autodiff import column_blocks, push_forward
 from pyro_laplace.curvature.capture import Capture, Captured
 from pyro_laplace.curvature.contraction import Output, Scale, Use
 from pyro_laplace.curvature.ggn import root as ggn_root
@@ -99,7 +99,7 @@ def factors_of(program: Program, point: Point, chunk: Chunk, root: Root | None =
     direction = torch.randn(len(point.theta), generator=torch.Generator().manual_seed(0)).to(point.theta)
     captured_index = torch.cat([dense_index[:0], *(_coordinates(program, n).to(dense_index) for n in names)])
     tangent = torch.zeros_like(direction).index_copy(0, captured_index, direction[captured_index])
-    pushed = pusher(root, point.theta)[1](tangent)
+    pushed = push_forward(root, point.theta, tangent)[1]
     dense_rows = _dense_rows(root, point, dense_index, len(pushed))
     result, start = [], 0
     for name, site_root in root.sites.items():
@@ -175,6 +175,8 @@ def _dense_rows(whitened: Callable[[Tensor], Tensor], point: Point, index: Tenso
 def _gradients(outputs: list[Output], eta: Tensor, vectors: Tensor, columns: Tensor) -> dict[int, list[Tensor]]:
     """One backward pass per column of the root gives the gradients of every operation's output at once."""
     outputs = list({id(output): output for output in outputs}.values())
+    if not outputs:
+        return {}
     edges = [output.edge for output in outputs]
     per_output = vectors.shape[-1]
     passes = []

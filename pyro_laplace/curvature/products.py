@@ -119,7 +119,7 @@ def _pieces(curvature: Curvature, program: Program, point: Point, data: Data, fa
             yield from (_from_factors(factors, len(point.index)) for factors in captured)
         elif root is not None:
             yield _from_root(point.on(root), point.part)
-        terms = uncovered(root, program, point, chunk)
+        terms = uncovered(root, program)
         if terms:
             pull = torch.func.vjp(torch.func.grad(point.on(negative_log_lik(program, chunk, terms))), point.part)[1]
             yield Piece(lambda v, pull=pull: pull(v)[0], HELD_ELEMENTS)

@@ -36,6 +36,7 @@ class Program:
         derived: observed sites whose value is computed from latent ones, so that they are no data (a prior written as
             ``pyro.sample(name, prior, obs=w)``).
         own_indices: plates that draw the indices of their data themselves: name to (size, subsample size).
+        terms: names of the terms of the log likelihood: the observed sites, and the factors inside plates.
         external: plates that stand for more data than one call brings: name to (size, visited in one pass).
         start: theta at the values the program was traced with.
     """
@@ -44,6 +45,7 @@ class Program:
     latents: Mapping[str, Latent]
     observed: tuple[str, ...]
     derived: frozenset[str] = frozenset()
+    terms: frozenset[str] = frozenset()
     own_indices: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     external: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     start: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -73,10 +75,13 @@ class Program:
             refuse_outside(run)
             theta = pack(latents, {name: site.value for name, site in run.latents.items()})
             program = Program(model, latents, tuple(run.observed), start=theta)
-            refuse_randomness(lambda: program.log_joint(theta, Chunk(first)))
+            here, again = program.run(theta, Chunk(first)), program.run(theta, Chunk(first))
+            refuse_randomness(*(sum_log_lik(r, Chunk(first)) + program.log_prior_of(r, theta) for r in (here, again)))
             own = run.subsampled if data.one_batch and program._reads_indices(theta, first, run) else {}
-            derived = program._derived(theta, Chunk(first))
-            return Program(model, latents, program.observed, derived, own, program._external(data, own), theta)
+            derived = program._derived(here, program.run(theta + 1e-2, Chunk(first)))
+            terms = frozenset(log_lik_of(here, Chunk(first)))
+            external = program._external(data, here, own)
+            return Program(model, latents, program.observed, derived, terms, own, external, theta)
 
     @cached_property
     def layout(self) -> dict[str, slice]:
@@ -171,10 +176,11 @@ class Program:
             for chunk in self.chunks(data):
                 self.run(self.start, chunk)
 
-    def _derived(self, theta: Theta, chunk: Chunk) -> frozenset[str]:
-        """Observed sites whose values change with theta."""
-        here, there = self.run(theta, chunk).observed, self.run(theta + 1e-2, chunk).observed
-        return frozenset(name for name, site in here.items() if not torch.equal(site.value, there[name].value))
+    @staticmethod
+    def _derived(here: Run, there: Run) -> frozenset[str]:
+        """Observed sites whose values change between two points."""
+        pairs = ((name, site.value, there.observed[name].value) for name, site in here.observed.items())
+        return frozenset(name for name, value, other in pairs if not torch.equal(value, other))
 
     def _reads_indices(self, theta: Theta, batch: Batch, run: Run) -> bool:
         """Whether the data that the model sees depend on the indices its subsampling plates draw."""
@@ -187,11 +193,11 @@ class Program:
         pairs = zip(run.observed.values(), other.observed.values(), strict=True)
         return any(not torch.equal(a.value, b.value) or not torch.equal(a.log_prob(), b.log_prob()) for a, b in pairs)
 
-    def _external(self, data: Data, own: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    def _external(self, data: Data, first: Run, own: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         """Plates whose subsample comes with the batches, and how much of them one pass visits."""
         visited: dict[str, tuple[int, int]] = {}
-        for batch in data:
-            run = self.run(self.start, Chunk(batch))
+        for number, batch in enumerate(data):
+            run = self.run(self.start, Chunk(batch)) if number else first
             frames = {frame.name: frame for site in run.observed.values() for frame in site.frames}
             if all(frame.full_size in (None, frame.size) or name in own for name, frame in frames.items()):
                 return {}
