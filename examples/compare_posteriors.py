@@ -88,7 +88,7 @@ def diabetes(seed: int) -> Problem:
     x, x_test = standardise(x, x_test)
     y, y_test = (part[:, 0] for part in standardise(y[:, None], y_test[:, None]))
     features = [data.feature_names[column] for column in order]
-    return Problem("diabetes", Regression(10, 8), (x, y), (x_test, y_test), features)
+    return Problem("diabetes", Regression(10, 5), (x, y), (x_test, y_test), features)
 
 
 def breast_cancer(seed: int) -> Problem:
