@@ -267,3 +267,22 @@ def test_scales_and_hierarchies_keep_dense_blocks_beside_the_factors():
         for s in ("kron", "full")
     )
     torch.testing.assert_close(blocks_of(kron, ("tau",)), blocks_of(full, ("tau",)), rtol=1e-9, atol=1e-9)
+
+
+def test_the_precision_has_the_dtype_of_the_sites():
+    x, y = data(9)
+    guide = fit(linear_network, (x, y), "kron")
+    values = {name: value.float() for name, value in guide.median().items()}
+
+    def single(x, y):
+        w1, b1, w2 = (
+            pyro.sample(name, dist.Normal(torch.zeros_like(value), 1.0).to_event(value.dim()))
+            for name, value in values.items()
+        )
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x @ w1 + b1) @ w2, 0.4).to_event(1), obs=y)
+
+    guide = pl.fit_laplace(single, (x.float(), y.float()), values, polish=False, on_not_a_mode="ignore")
+    assert (
+        guide.precision.to_dense().dtype == guide.precision.variance().dtype == guide.covariance.dtype == torch.float32
+    )

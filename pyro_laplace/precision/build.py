@@ -57,13 +57,14 @@ def build_precision(
     """
     check_combination(structure, curvature)
     if not isinstance(structure, Mapping):
-        return Precision(_build(structure, curvature, program, point, data, jacobian))
+        placed = _build(structure, curvature, program, point, data, jacobian)
+        return Precision(placed, point.theta.dtype)
     placed: _Placed = []
     for part, sites in group_sites(structure, names_of(program, point.index)):
         chosen = _of_sites(sites, program, point)
         blocks = _build(part, curvature, program, point.only(chosen), data, jacobian)
         placed += [(chosen[index.to(chosen.device)], block) for index, block in blocks]
-    return Precision(placed)
+    return Precision(placed, point.theta.dtype)
 
 
 def check_combination(structure: Structure, curvature: Curvature) -> None:

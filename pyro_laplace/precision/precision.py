@@ -21,16 +21,18 @@ class Precision(Block):
     blocks: Iterable[Block]
     order: Tensor
 
-    def __init__(self, placed: list[tuple[Tensor, Block]]) -> None:
+    def __init__(self, placed: list[tuple[Tensor, Block]], dtype: torch.dtype = torch.float64) -> None:
         """Join blocks.
 
         Args:
             placed: each block with its coordinates [block size].
+            dtype: of `variance` and `to_dense`, that of the sites.
         """
         super().__init__()
         self.blocks = cast(Iterable[Block], torch.nn.ModuleList([block for _, block in placed]))
         self.sizes = [block.size for _, block in placed]
         self.register_buffer("order", torch.cat([index for index, _ in placed]))
+        self.dtype = dtype
         self._sorted = bool((self.order[1:] > self.order[:-1]).all())
 
     @property
@@ -56,12 +58,12 @@ class Precision(Block):
 
     def variance(self) -> Theta:
         """Marginal variances [params]."""
-        return self._place(torch.cat([block.variance() for block in self.blocks]))
+        return self._place(torch.cat([block.variance() for block in self.blocks])).to(self.dtype)
 
     def to_dense(self) -> Matrix:
         """Lambda [params, params]."""
         dense = torch.block_diag(*(block.to_dense() for block in self.blocks))
-        return self._place(self._place(dense).mT).mT
+        return self._place(self._place(dense).mT).mT.to(self.dtype)
 
     def _each(self, operation: str, x: Tensor) -> Tensor:
         """Apply a block's operation to its coordinates of x [..., params]."""
