@@ -1,5 +1,6 @@
 """`to_datatree`: a Pyro program, its data and any posterior of it as an ArviZ `DataTree`."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,7 @@ from torch import Tensor
 from xarray import DataTree
 
 from pyro_laplace._compat import undisturbed
+from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.predictive.auto import predictive_model
@@ -111,7 +113,10 @@ def _prior_groups(model: Any, view: View, data: Data, num_samples: int) -> dict[
             "prior": {name: value[None] for name, value in view.latents(prior).items()},
             "prior_predictive": {name: value[None] for name, value in view.replicated(prior).items()},
         }
-    except (NotImplementedError, RuntimeError, ValueError):
+    except NotImplementedError:  # an improper prior
+        return {}
+    except (RuntimeError, ValueError) as error:
+        warnings.warn(f"prior and prior_predictive are left out: {error}", LaplaceWarning, stacklevel=3)
         return {}
 
 

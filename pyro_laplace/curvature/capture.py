@@ -170,7 +170,10 @@ class Capture(TorchFunctionMode):
 
     def _follow(self, func: Callable[..., Any], args: Any, kwargs: Any, outputs: list[Tensor], view: _View) -> bool:
         """Apply a view to the coordinates as the program applied it to the values."""
-        swap = lambda leaf: view.index if self._is(leaf, view) else leaf  # noqa: E731
+
+        def swap(leaf: Any) -> Any:
+            return view.index if self._is(leaf, view) else leaf
+
         with torch._C.DisableTorchFunction():
             moved = func(*tree_map(swap, args), **tree_map(swap, kwargs))
         indices = [leaf for leaf in tree_leaves(moved) if isinstance(leaf, Tensor)]

@@ -8,6 +8,7 @@ output have in common.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from string import ascii_letters
 
@@ -150,16 +151,24 @@ class Contraction:
         t, c, o, i = (prod(size[letter] for letter in part) for part in (positions, groups, outputs, inputs))
         summed = torch.einsum(f"{a}->{data}{positions}{groups}{inputs}", self.inputs)
         order = [out.index(letter) for letter in data + positions + groups + outputs]
-        arrange = lambda g: g.reshape(self.shape).permute(order).reshape(count, t, c, o)  # noqa: E731
+
+        def arrange(g: Tensor) -> Tensor:
+            return g.reshape(self.shape).permute(order).reshape(count, t, c, o)
+
         index = self.index.permute([w.index(letter) for letter in groups + outputs + inputs]).reshape(c, o, i)
         summed = summed.reshape(count, t, c, i)
         if c > _MOST_GROUPS:
-            rows = lambda g: torch.einsum("ntco,ntci->ncoi", arrange(g), summed).flatten(1)  # noqa: E731
+            rows = partial(_rows_of_groups, arrange, summed)
             return [Scale(index.reshape(-1), summed, output, rows)]
         return [
             Use(index[group], summed[:, :, group], output, lambda g, group=group: arrange(g)[:, :, group], self.bias)
             for group in range(c)
         ]
+
+
+def _rows_of_groups(arrange: Callable[[Tensor], Tensor], inputs: Tensor, gradient: Tensor) -> Tensor:
+    """Rows [n, c o i] of a product with many groups c, from a gradient of its output."""
+    return torch.einsum("ntco,ntci->ncoi", arrange(gradient), inputs).flatten(1)
 
 
 def contraction(

@@ -100,8 +100,9 @@ def _add_products(found: dict[bytes, KronFactors], captured: list[Factors]) -> N
 
 def _empty(product: Product) -> KronFactors:
     out, fan_in = product.index.shape
-    zeros = lambda size: torch.zeros(size, size, dtype=torch.float64, device=product.inputs.device)  # noqa: E731
-    return KronFactors(product.index, zeros(fan_in), zeros(out), 0, product.has_bias)
+    inputs = product.inputs.new_zeros(fan_in, fan_in, dtype=torch.float64)
+    gradients = product.inputs.new_zeros(out, out, dtype=torch.float64)
+    return KronFactors(product.index, inputs, gradients, 0, product.has_bias)
 
 
 def _add(total: KronFactors, product: Product, new_inputs: bool) -> None:
