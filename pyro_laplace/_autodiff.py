@@ -60,7 +60,7 @@ def push_forward(fn: Callable[[Tensor], Tensor], theta: Theta, tangent: Theta) -
     """
     try:
         return jvp(fn, theta, tangent)
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError):  # no forward formula; an error of fn's own comes again below
         value, push = pusher(fn, theta)
         return value, push(tangent)
 
@@ -76,7 +76,7 @@ def pusher(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Tensor, Callab
     """
     try:
         value, _ = jvp(fn, theta, torch.zeros_like(theta))
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError):  # no forward formula; an error of fn's own comes again below
         value, pull = _puller(fn, theta)
         _, push = _puller(pull, torch.zeros_like(value))
         return value, push

@@ -12,7 +12,8 @@ def log_evidence(program: Program, theta: Theta, random: tuple[str, ...], precis
     """Laplace's ``log p(y) = log p(y | theta*) + log p(theta*) + P/2 log 2 pi - 1/2 log det Lambda``.
 
     Exact for linear-Gaussian programs. Sites outside the subset are held: it is then the evidence given their values,
-    and their own prior does not enter. With an improper prior it is known up to a constant.
+    and their own prior does not enter. The prior is that of theta, log-Jacobian included, whatever mode was chosen.
+    With an improper prior it is known up to a constant.
 
     Args:
         program: the traced program.

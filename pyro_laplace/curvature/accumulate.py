@@ -44,11 +44,7 @@ def likelihood_matrix(curvature: Curvature, program: Program, point: Point, data
         captured = factors_over(program, point, chunk, root) if root is not None else None
         for factors in captured or []:
             add_matrix(total, factors)
-        for whitened in _active(root, point) if root is not None and captured is None else []:
-            rows = jacobian(whitened, point.part).double()
-            total += rows.T @ rows
-        for rest in _rests(curvature, root, program, point, chunk):
-            total += hessian(rest, point.part)
+        _add_uncaptured(total, curvature, root, captured is None, program, point, chunk)
     return total
 
 
@@ -80,12 +76,19 @@ def likelihood_blocks(
             part = point.only(group)
             for factors in captured or []:
                 add_matrix(total, restrict(factors, group, len(point.index)))
-            for whitened in _active(root, part) if root is not None and captured is None else []:
-                rows = jacobian(whitened, part.part).double()
-                total += rows.T @ rows
-            for rest in _rests(curvature, root, program, part, chunk):
-                total += hessian(rest, part.part)
+            _add_uncaptured(total, curvature, root, captured is None, program, part, chunk)
     return totals
+
+
+def _add_uncaptured(
+    total: Matrix, curvature: Curvature, root: Root | None, dense: bool, program: Program, point: Point, chunk: Chunk
+) -> None:
+    """Add what captured factors do not hold: the root's dense rows if `dense`, and exact Hessians of other terms."""
+    for whitened in _active(root, point) if root is not None and dense else []:
+        rows = jacobian(whitened, point.part).double()
+        total += rows.T @ rows
+    for rest in _rests(curvature, root, program, point, chunk):
+        total += hessian(rest, point.part)
 
 
 def likelihood_diagonal(curvature: Curvature, program: Program, point: Point, data: Data) -> Theta:

@@ -117,8 +117,8 @@ class Capture(TorchFunctionMode):
         embedded, failed = _along_data(seen, count, first)
         opaque = [*failed, *(view for view in unknown if tables.get(id(view.chosen)) is None)]
         found += embedded
-        uses, scales = ([use for use in found if isinstance(use, kind)] for kind in (Use, Scale))
-        return Captured(uses, scales, {view.name for view in opaque})  # type: ignore[arg-type]
+        uses, scales = [use for use in found if isinstance(use, Use)], [use for use in found if isinstance(use, Scale)]
+        return Captured(uses, scales, {view.name for view in opaque})
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; record what it did to latent entries."""

@@ -108,13 +108,13 @@ def _linear(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contra
 
 def _inner(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contraction] | None:
     left, right = find(given["input"]), find(given["other"])
-    if (left is None) == (right is None):
-        return None
     one, two = ascii_lowercase[: given["input"].dim() - 1], ascii_uppercase[: given["other"].dim() - 1]
     letters = one + "z", two + "z", one + two
-    if right is not None:
+    if right is not None and left is None:
         return _both(contraction(letters, given["input"], right, output.shape))
-    return _both(contraction((letters[1], letters[0], letters[2]), given["other"], left, output.shape))  # type: ignore[arg-type]
+    if left is not None and right is None:
+        return _both(contraction((letters[1], letters[0], letters[2]), given["other"], left, output.shape))
+    return None
 
 
 def _einsum(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contraction] | None:
@@ -148,22 +148,27 @@ def _reversed_subtract(find: Find, given: Mapping[str, Any], output: Tensor) -> 
 def _sum(find: Find, left: Any, right: Any, alpha: Any, sign: float, output: Tensor) -> list[Contraction] | None:
     """A sum with a latent on either side; a bias that is added to a product shares its output's gradient."""
     first, second = find(left), find(right)
-    if alpha is not None or (first is None) == (second is None):
+    if alpha is not None:
         return None
-    added = _added(first, output) if first is not None else _added(second, output, sign=sign)  # type: ignore[arg-type]
+    if first is not None and second is None:
+        added, other = _added(first, output), right
+    elif second is not None and first is None:
+        added, other = _added(second, output, sign=sign), left
+    else:
+        return None
     if added is None:
         return None
-    other = right if first is not None else left
     same_gradient = isinstance(other, Tensor) and other.shape == output.shape and (first is None or sign > 0)
     return [replace(added, product=other)] if same_gradient else [added]
 
 
 def _multiply(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contraction] | None:
     left, right = find(given["input"]), find(given["other"])
-    if (left is None) == (right is None):
-        return None
-    index, other = (left, given["other"]) if left is not None else (right, given["input"])
-    return _both(_elementwise(torch.as_tensor(other).to(output), index, output))  # type: ignore[arg-type]
+    if left is not None and right is None:
+        return _both(_elementwise(torch.as_tensor(given["other"]).to(output), left, output))
+    if right is not None and left is None:
+        return _both(_elementwise(torch.as_tensor(given["input"]).to(output), right, output))
+    return None
 
 
 def _convolution(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contraction] | None:
