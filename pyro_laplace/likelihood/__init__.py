@@ -1,6 +1,51 @@
 """Fisher information and link of observed distributions."""
 
-from pyro_laplace.likelihood import discrete, normal
-from pyro_laplace.likelihood.registry import Family, Likelihood, likelihood_of, register, require_likelihood
+from pyro_laplace.likelihood import (
+    categorical,
+    circular,
+    counts,
+    discrete,
+    location_scale,
+    multivariate,
+    positive,
+    simplex,
+    zero_inflated,
+)
+from pyro_laplace.likelihood.registry import FAMILIES, Family, family_of, register, requires_grad
+from pyro_laplace.likelihood.unregistered import (
+    ABSTRACT,
+    EXACT_HESSIAN,
+    MONTE_CARLO,
+    REFUSED,
+    can_be_drawn,
+    check_informative,
+)
+from pyro_laplace.likelihood.wrappers import Likelihood, likelihood_of, marginalises_nan, require_likelihood, unwrap
 
-__all__ = ["Family", "Likelihood", "discrete", "likelihood_of", "normal", "register", "require_likelihood"]
+__all__ = [
+    "ABSTRACT",
+    "EXACT_HESSIAN",
+    "FAMILIES",
+    "MONTE_CARLO",
+    "REFUSED",
+    "Family",
+    "Likelihood",
+    "can_be_drawn",
+    "categorical",
+    "check_informative",
+    "circular",
+    "counts",
+    "discrete",
+    "family_of",
+    "likelihood_of",
+    "location_scale",
+    "marginalises_nan",
+    "multivariate",
+    "positive",
+    "register",
+    "require_likelihood",
+    "requires_grad",
+    "simplex",
+    "unwrap",
+    "zero_inflated",
+]

@@ -1,4 +1,4 @@
-"""Bernoulli, Categorical and Poisson: exponential families with their canonical links."""
+"""Counts and binary data with one parameter: exponential families."""
 
 from typing import Any
 
@@ -7,51 +7,73 @@ import torch
 from torch import Tensor
 
 from pyro_laplace.likelihood.registry import Family, register
+from pyro_laplace.likelihood.special import log_sigmoid_slope
 
 
-@register(torch.distributions.Bernoulli)
-class BernoulliFamily(Family):
-    """eta = logit p, I = p (1 - p)."""
+class _Logit(Family):
+    """eta = the logit of a probability."""
 
     outputs = ("logit",)
 
-    @staticmethod
-    def link(fn: Any) -> Tensor:
+    def link(self, fn: Any) -> Tensor:
         """Logits `[*batch, 1]`."""
         return fn.logits.unsqueeze(-1)
 
-    @staticmethod
-    def distribution(eta: Tensor) -> Any:
+
+@register(torch.distributions.Bernoulli)
+class BernoulliFamily(_Logit):
+    """I = p (1 - p)."""
+
+    def distribution(self, eta: Tensor, fn: Any) -> Any:
         """Bernoulli(logits=eta)."""
         return dist.Bernoulli(logits=eta.squeeze(-1))
 
-    @staticmethod
-    def fisher_root(eta: Tensor) -> Tensor:
+    def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """sqrt(p (1 - p)) `[*batch, 1, 1]`."""
-        return (eta.sigmoid() * (-eta).sigmoid()).sqrt().unsqueeze(-1)
+        return (0.5 * log_sigmoid_slope(eta)).exp().unsqueeze(-1)
 
 
-@register(torch.distributions.Categorical)
-class CategoricalFamily(Family):
-    """eta = log probabilities up to a constant, I = diag p - p p'."""
+@register(torch.distributions.Binomial)
+class BinomialFamily(_Logit):
+    """I = n p (1 - p), with n the fixed number of trials."""
 
-    outputs = ("logits",)
+    def distribution(self, eta: Tensor, fn: Any) -> Any:
+        """Binomial(total_count, logits=eta)."""
+        return type_of(fn, dist.ExtendedBinomial, dist.Binomial)(fn.total_count, logits=eta.squeeze(-1))
 
-    @staticmethod
-    def link(fn: Any) -> Tensor:
-        """Normalised logits `[*batch, classes]`; a softmax does not see the constant that this takes away."""
-        return fn.logits
+    def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
+        """sqrt(n p (1 - p)) `[*batch, 1, 1]`."""
+        trials = fn.total_count.to(eta).clamp(min=0.0).unsqueeze(-1)
+        return (trials.sqrt() * (0.5 * log_sigmoid_slope(eta)).exp()).unsqueeze(-1)
 
-    @staticmethod
-    def distribution(eta: Tensor) -> Any:
-        """Categorical(logits=eta)."""
-        return dist.Categorical(logits=eta)
 
-    @staticmethod
-    def fisher_root(eta: Tensor) -> Tensor:
-        """S = diag(sqrt p) - p sqrt(p)' `[*batch, classes, classes]`; as sqrt(p)' sqrt(p) = 1, S S' = diag p - p p'."""
-        p = eta.softmax(-1)
-        return p.sqrt().diag_embed() - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)
+@register(torch.distributions.Geometric)
+class GeometricFamily(_Logit):
+    """I = 1 - p."""
+
+    def distribution(self, eta: Tensor, fn: Any) -> Any:
+        """Geometric(logits=eta)."""
+        return dist.Geometric(logits=eta.squeeze(-1))
+
+    def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
+        """sqrt(1 - p) `[*batch, 1, 1]`."""
+        return (-eta).sigmoid().sqrt().unsqueeze(-1)
+
+
+@register(torch.distributions.ContinuousBernoulli)
+class ContinuousBernoulliFamily(_Logit):
+    """I = 1 / eta^2 - 1 / (4 sinh^2(eta / 2)), the variance of y."""
+
+    def distribution(self, eta: Tensor, fn: Any) -> Any:
+        """ContinuousBernoulli(logits=eta)."""
+        return dist.ContinuousBernoulli(logits=eta.squeeze(-1))
+
+    def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
+        """The standard deviation of y `[*batch, 1, 1]`, by its series where |eta| < 1/2."""
+        large, small = eta.abs().clamp(min=0.5), eta.abs().clamp(max=0.5).square()
+        exact = 1 / large.square() - (-large).exp() / torch.expm1(-large).square()
+        series = 1 / 12 - small * (1 / 240 - small * (1 / 6048 - small * (1 / 172800 - small / 5322240)))
+        return torch.where(eta.abs() < 0.5, series, exact).sqrt().unsqueeze(-1)
 
 
 @register(torch.distributions.Poisson)
@@ -60,17 +82,19 @@ class PoissonFamily(Family):
 
     outputs = ("log_rate",)
 
-    @staticmethod
-    def link(fn: Any) -> Tensor:
+    def link(self, fn: Any) -> Tensor:
         """Log rates `[*batch, 1]`."""
         return fn.rate.log().unsqueeze(-1)
 
-    @staticmethod
-    def distribution(eta: Tensor) -> Any:
+    def distribution(self, eta: Tensor, fn: Any) -> Any:
         """Poisson(exp eta)."""
         return dist.Poisson(eta.squeeze(-1).exp())
 
-    @staticmethod
-    def fisher_root(eta: Tensor) -> Tensor:
+    def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """sqrt(rate) `[*batch, 1, 1]`."""
         return (0.5 * eta).exp().unsqueeze(-1)
+
+
+def type_of(fn: Any, *kinds: type) -> type:
+    """The first of some types that a distribution is of."""
+    return next(kind for kind in kinds if isinstance(fn, kind))
