@@ -1,7 +1,7 @@
 """The one file that touches private names of Pyro's."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pyro
@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import util
 from pyro.infer import MCMC
 from pyro.nn.module import PyroModule
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
@@ -30,40 +31,100 @@ def scale_and_mask(per_datum: torch.Tensor, scale: Any, mask: Any) -> torch.Tens
     return util.scale_and_mask(per_datum, scale, mask)
 
 
+class Enumeration(EnumMessenger):
+    """Gives discrete sites all their values at once, along axes to the left of all plates.
+
+    It is entered around a messenger that hides the run from it, and that calls it for the sites to be enumerated.
+
+    Args:
+        nesting: number of axes from the right that plates may take.
+    """
+
+    def __init__(self, nesting: int) -> None:
+        super().__init__(first_available_dim=-1 - nesting)
+
+    def enumerate(self, msg: Any) -> int | None:
+        """Before a site has its value: give it all of them if it is marked so.
+
+        Returns:
+            the axis of the site's values, from the right; None where it is not enumerated.
+        """
+        self._pyro_sample(msg)
+        return msg["infer"].get("_enumerate_dim")
+
+    def axes(self, msg: Any) -> dict[int, int]:
+        """After a site has its value: axis from the right to what identifies the discrete site along it."""
+        self._pyro_post_sample(msg)
+        return dict(msg["infer"].get("_dim_to_id", {}))
+
+
 def mask_of(fn: Any) -> bool | torch.Tensor:
     """The mask of a `MaskedDistribution`."""
     return fn._mask
+
+
+class RandomState:
+    """The state of every random generator that Pyro seeds, at the moment of its making."""
+
+    def __init__(self) -> None:
+        self._state = get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore(self) -> None:
+        """Go back to it."""
+        set_rng_state(self._state)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+    def is_current(self) -> bool:
+        """Whether nothing has been drawn since."""
+        now = RandomState()
+        tensors = zip([self._state["torch"], *self._cuda], [now._state["torch"], *now._cuda], strict=True)
+        return all(torch.equal(one, other) for one, other in tensors) and self._is_current_outside_torch(now)
+
+    def is_current_outside_torch(self) -> bool:
+        """Whether nothing has been drawn by numpy and Python since."""
+        return self._is_current_outside_torch(RandomState())
+
+    def _is_current_outside_torch(self, now: "RandomState") -> bool:
+        name, keys, *rest = self._state["numpy"]
+        other_name, other_keys, *other_rest = now._state["numpy"]
+        same_numpy = (name, *rest) == (other_name, *other_rest) and bool((keys == other_keys).all())
+        return same_numpy and self._state["random"] == now._state["random"]
 
 
 _depth = 0
 
 
 @contextmanager
-def undisturbed(rng: bool = True) -> Iterator[None]:
+def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
     """Run the user's program without leaving a trace of it.
 
     Validation is off inside (its data-dependent checks cannot run under `torch.func`), and attention is computed by the
     one kernel that can be differentiated forwards and twice; validation flags, the random
     state (if `rng`) and the set of names in the param store are what they were on leaving, exceptions included. Params
     that the program creates live until the outermost such block ends: they cannot be created under `torch.func`.
+
+    Yields:
+        the random state on entering, if `rng`.
     """
     global _depth
+    if _depth and not rng:  # the outer one sees to everything
+        yield None
+        return
     store = pyro.get_param_store()
     known = set(store.keys())
-    state = get_rng_state() if rng else None
-    cuda = torch.cuda.get_rng_state_all() if rng and torch.cuda.is_initialized() else None
+    state = RandomState() if rng else None
     _depth += 1
     try:
         with pyro.validation_enabled(False), sdpa_kernel(SDPBackend.MATH):
-            yield
+            yield state
     finally:
         _depth -= 1
         for name in set(store.keys()) - known if _depth == 0 else ():
             del store[name]
         if state is not None:
-            set_rng_state(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+            state.restore()
 
 
 def name_apart(guide: PyroModule) -> None:
@@ -77,6 +138,27 @@ def name_apart(guide: PyroModule) -> None:
         count += 1
         name = f"{base}_{count}"
     guide._pyro_set_supermodule(name, guide._pyro_context)
+
+
+def share_params(guides: Iterable[Any]) -> str | None:
+    """The name that two guides have in common, under which the global param store holds one set of parameters for both.
+
+    Args:
+        guides: guides, and whatever else.
+
+    Returns:
+        the name, or None if each has its own parameters.
+    """
+    if pyro.settings.get("module_local_params"):
+        return None
+    modules = {id(guide): guide for guide in guides if isinstance(guide, PyroModule)}
+    names = [module._pyro_name for module in modules.values() if list(module.parameters())]
+    return next((name for name in names if names.count(name) > 1), None)
+
+
+def auxiliary_name(guide: PyroModule, kind: str) -> str:
+    """The name of a guide's own auxiliary site, as Pyro's autoguides call theirs."""
+    return f"_{guide._pyro_name}_{kind}"
 
 
 def stripped_trace(latents: list[Any], theta: torch.Tensor) -> Trace:
@@ -133,3 +215,27 @@ def chains_in_turn(kernel: Any, initial_params: dict[str, torch.Tensor], **optio
     mcmc.sampler.initial_params = initial_params
     mcmc._diagnostics = [None] * num_chains
     return mcmc
+
+
+def once_per_call(module: PyroModule, name: str, make: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """A tensor that a module makes once in each call of the outermost `PyroModule`, as it does its attributes.
+
+    Args:
+        module: the module, inside a call.
+        name: of the tensor in the module.
+        make: makes the tensor, of its full name.
+
+    Returns:
+        the tensor.
+    """
+    full_name = module._pyro_get_fullname(name)
+    value = module._pyro_context.get(full_name)
+    if value is None:
+        value = make(full_name)
+        module._pyro_context.set(full_name, value)
+    return value
+
+
+def in_call(module: PyroModule) -> AbstractContextManager[Any]:
+    """The context of a call of the module, in which its statements have their names."""
+    return module._pyro_context

@@ -55,7 +55,7 @@ def to_datatree(
         data: a batch (tuple, dict or tensor), or a re-iterable of batches, visited once each.
         num_samples: draws from a guide; an `MCMC` and a mapping keep theirs.
         linearized: whether `log_likelihood` and `posterior_predictive` are of the linearised program. "auto": for an
-            `AutoLaplace` within which the program is not linear (`AutoLaplace.nonlinearity`).
+            `AutoLaplace` within which the program is not linear.
         num_prior_samples: draws of `prior` and `prior_predictive`; 0 leaves the groups out.
         coords: labels of dims, as in ``arviz_base.from_dict``.
 
@@ -137,7 +137,6 @@ def _attributes(posterior: Any, model: Any, draws: PosteriorDraws, groups: Mappi
             "structure": str(posterior.structure),
             "curvature": posterior.curvature,
             "subset": list(posterior.layout),
-            "nonlinearity": float(posterior.nonlinearity),
             "log_evidence": float(posterior.log_evidence),
         }
     if isinstance(posterior, MCMC):

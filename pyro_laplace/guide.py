@@ -65,7 +65,6 @@ class AutoLaplace(AutoContinuous):
         structure: the structure of the precision.
         curvature: the curvature it was built from.
         observed: names of the observed sites that the posterior is conditioned on.
-        nonlinearity: how far the likelihood's parameters are from linear within the posterior (relative, 0 is linear).
         fit_seconds: wall time of `fit_laplace`.
     """
 
@@ -86,7 +85,6 @@ class AutoLaplace(AutoContinuous):
         curvature: str,
         observed: tuple[str, ...],
         log_evidence: float,
-        nonlinearity: float,
     ) -> None:
         super().__init__(model)
         self._model = (model,)  # without AutoContinuous's messenger: nothing is initialised here
@@ -105,7 +103,6 @@ class AutoLaplace(AutoContinuous):
         self.precision = precision
         self.mode = mode
         self.structure, self.curvature, self.observed = structure, curvature, observed
-        self.nonlinearity = nonlinearity
         self.register_buffer("_log_evidence", torch.tensor(log_evidence, dtype=torch.float64))
 
     @property

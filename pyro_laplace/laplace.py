@@ -1,32 +1,34 @@
 """`fit_laplace`: from a Pyro program, its data and its mode to a Gaussian posterior guide."""
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, overload
 
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 
-from pyro_laplace._autodiff import push_forward
 from pyro_laplace._compat import undisturbed
-from pyro_laplace._errors import InvalidOption, NotAMode, NotAModeWarning, check_option
+from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace._typing import Theta
-from pyro_laplace.curvature import CURVATURES, Curvature, Point
-from pyro_laplace.curvature.ggn import root as ggn_root
+from pyro_laplace.curvature import CURVATURES, Curvature, Pass, Point, Tally
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.evidence import log_evidence
 from pyro_laplace.guide import AutoLaplace
-from pyro_laplace.mode import SMALL, Mode, Objective, descend, fit_map, minimise
+from pyro_laplace.judge import judge, report
+from pyro_laplace.mixture import LaplaceMixture, fit_mixture
+from pyro_laplace.mode import SMALL, Objective, descend, fit_map, minimise
 from pyro_laplace.precision import Precision, Structure, build_precision, check_combination, check_structure
 from pyro_laplace.program import Program
-from pyro_laplace.subset import Subnetwork, Subset, free_index, names_of, select
+from pyro_laplace.subset import Subnetwork, Subset, free_index, select
 
 _GAUSS_NEWTON_STEPS = 20
+_LONGER = "train longer, or give polish=True"
 
 
+@overload
 def fit_laplace(
     model: Callable[..., Any],
     data: Any,
@@ -39,7 +41,41 @@ def fit_laplace(
     polish: bool | str = "auto",
     on_not_a_mode: str = "warn",
     progress: bool = True,
-) -> AutoLaplace:
+    weights: None = None,
+) -> AutoLaplace: ...
+
+
+@overload
+def fit_laplace(
+    model: Callable[..., Any],
+    data: Any,
+    map_guide: list[Any] | tuple[Any, ...],
+    *,
+    subset: Subset = "all",
+    structure: Structure = "full",
+    curvature: str = "ggn",
+    jacobian: bool = True,
+    polish: bool | str = "auto",
+    on_not_a_mode: str = "warn",
+    progress: bool = True,
+    weights: str | None = None,
+) -> LaplaceMixture: ...
+
+
+def fit_laplace(
+    model: Callable[..., Any],
+    data: Any,
+    map_guide: AutoGuide | Mapping[str, Tensor] | list[Any] | tuple[Any, ...] | None = None,
+    *,
+    subset: Subset = "all",
+    structure: Structure = "full",
+    curvature: str = "ggn",
+    jacobian: bool = True,
+    polish: bool | str = "auto",
+    on_not_a_mode: str = "warn",
+    progress: bool = True,
+    weights: str | None = None,
+) -> AutoLaplace | LaplaceMixture:
     """Turn a Pyro program at its mode into a Gaussian posterior guide.
 
     The posterior is ``N(theta*, Lambda^-1)`` over the latent sites in unconstrained space, with
@@ -50,6 +86,7 @@ def fit_laplace(
         model: a Pyro program.
         data: a batch (tuple, dict or tensor), or a re-iterable of batches. Observed sites are those that have a value.
         map_guide: an `AutoDelta` at the mode, however it was trained, or a mapping of site values; None fits it first.
+            A list or tuple of them gives a `LaplaceMixture`, a Gaussian around each.
         subset: the random sites, the others are held at the mode: "all", "last_layer", site names or globs, a callable
             of the site name, or a `Subnetwork` of single coordinates.
         structure: of the precision: "full"; "block" (dense for each site); "kron" (a Kronecker product per layer,
@@ -67,17 +104,24 @@ def fit_laplace(
         on_not_a_mode: what to do about a point further than 0.1 sqrt(P) posterior standard deviations from the mode:
             "warn", "raise" or "ignore".
         progress: whether to show a progress bar while the mode is fitted.
+        weights: of a mixture: "evidence" (the default: softmax of the log evidences) or "equal".
 
     Returns:
         the posterior as a Pyro guide.
 
     Raises:
-        InvalidOption: for an option's unknown value.
+        InvalidOption: for an option's unknown value, or `weights` without several starts.
         UnsupportedProgram: if the program has no Laplace approximation, naming the site and what to do.
         NotAMode: if the point is not a mode and `on_not_a_mode="raise"`.
         IndefiniteCurvature: if the precision is not positive definite, naming the sites to blame.
     """
     start = time.perf_counter()
+    if isinstance(map_guide, list | tuple):
+        chosen = {"subset": subset, "structure": structure, "curvature": curvature, "jacobian": jacobian}
+        chosen |= {"polish": polish, "on_not_a_mode": on_not_a_mode}
+        return fit_mixture(partial(fit_laplace, model, data, **chosen), map_guide, subset, weights)
+    if weights is not None:
+        raise InvalidOption(f"weights={weights!r} is for a mixture: give map_guide a list of mode guides")
     check_structure(structure)
     check_option("curvature", curvature, tuple(CURVATURES))
     check_option("jacobian", jacobian, (True, False))
@@ -98,11 +142,12 @@ def fit_laplace(
         theta = search.move(program.start, polish, given)
         if isinstance(subset, Subnetwork) and generator is not None:
             search = replace(search, index=subset.choose(program, theta, lambda: search.variance(theta), generator))
-        precision = search.precision(theta)
+        precision, tally = search.precision(theta)
         if polish is True or (polish == "auto" and not given):
-            theta, precision = search.gauss_newton(theta, precision)
-        mode = search.judge(theta, precision, moved=not torch.equal(theta, program.start))
-        _report(mode, on_not_a_mode, given)
+            theta, precision, tally = search.gauss_newton(theta, precision, tally)
+        moved = not torch.equal(theta, program.start)
+        mode = judge(theta, tally.log_lik + tally.log_prior, tally.gradient, precision, moved)
+        report(mode, on_not_a_mode, _LONGER if given else "give a map_guide trained longer")
         guide = AutoLaplace(
             model,
             program.latents,
@@ -112,8 +157,7 @@ def fit_laplace(
             structure=structure,
             curvature=curvature,
             observed=program.observed,
-            log_evidence=log_evidence(program, theta, names_of(program, search.index), precision, data),
-            nonlinearity=search.nonlinearity(theta, precision),
+            log_evidence=log_evidence(tally.log_lik, tally.log_prior_of_free, precision),
         )
     guide.fit_seconds = time.perf_counter() - start
     return guide
@@ -130,22 +174,17 @@ class _Search:
     curvature: Curvature
     jacobian: bool
 
-    def precision(self, theta: Theta) -> Precision:
-        point = Point(theta, self.index)
-        return build_precision(self.structure, self.curvature, self.program, point, self.data, self.jacobian)
+    def precision(self, theta: Theta) -> tuple[Precision, Tally]:
+        """Lambda at a point, and what the pass over the data found there besides."""
+        visit = Pass(self.program, Point(theta, self.index), self.data, self.jacobian)
+        return build_precision(self.structure, self.curvature, visit), visit.tally
 
     def variance(self, theta: Theta) -> Theta:
         """Marginal variances under the diagonal approximation."""
-        return replace(self, structure="diag").precision(theta).variance()
+        return replace(self, structure="diag").precision(theta)[0].variance()
 
     def objective(self, theta: Theta, index: Tensor) -> Objective:
         return Objective(self.program, self.data, self.jacobian, theta, index)
-
-    def judge(self, theta: Theta, precision: Precision, moved: bool) -> Mode:
-        objective = self.objective(theta, self.index)
-        value, gradient = objective.value_and_gradient(objective.start)
-        decrement = float((gradient @ precision.solve(gradient)).clamp(min=0).sqrt())
-        return Mode(theta, -float(value), float(gradient.norm()), decrement, len(self.index), moved)
 
     def move(self, theta: Theta, polish: bool | str, given: bool) -> Theta:
         """To the mode of the log joint, as far as `polish` asks."""
@@ -161,37 +200,24 @@ class _Search:
             return objective.embed(descend(objective))
         return self._minimise(theta, free_index(self.program, constrained)) if must else theta
 
-    def gauss_newton(self, theta: Theta, precision: Precision) -> tuple[Theta, Precision]:
+    def gauss_newton(self, theta: Theta, precision: Precision, tally: Tally) -> tuple[Theta, Precision, Tally]:
         """Steps Lambda^-1 g with backtracking, until the decrement says that this is a mode."""
         for _ in range(_GAUSS_NEWTON_STEPS):
             objective = self.objective(theta, self.index)
-            part = objective.start
-            value, gradient = objective.value_and_gradient(part)
-            step = -precision.solve(gradient)
-            slope = float(-(step * gradient).sum())
+            part, value = objective.start, -(tally.log_lik + tally.log_prior)
+            step = precision.solve(tally.gradient)
+            slope = float(step @ tally.gradient)
             if slope <= 0.01 * 0.1**2 * len(part):
                 break
             for halving in range(12):
                 trial, _ = objective.value_and_gradient(part + 0.5**halving * step)
-                if float(value - trial) > 1e-4 * 0.5**halving * slope:
+                if value - float(trial) > 1e-4 * 0.5**halving * slope:
                     break
             else:
                 break
             theta = objective.embed(part + 0.5**halving * step)
-            precision = self.precision(theta)
-        return theta, precision
-
-    def nonlinearity(self, theta: Theta, precision: Precision) -> float:
-        """``|g(theta) - g(theta*) - J (theta - theta*)| / |J (theta - theta*)|`` at one draw, g in Fisher's metric."""
-        if self.curvature.root is None:
-            return 0.0
-        point = Point(theta, self.index)
-        root = point.on(ggn_root(self.program, theta, next(self.program.chunks(self.data))))
-        white = torch.randn(1, len(self.index), generator=torch.Generator().manual_seed(0)).to(theta)
-        (deviation,) = precision.color(white)
-        at_mode, straight = push_forward(root, point.part, deviation)
-        bent = root(point.part + deviation) - at_mode - straight
-        return float(bent.norm() / straight.norm()) if bool(straight.any()) else 0.0
+            precision, tally = self.precision(theta)
+        return theta, precision, tally
 
     def _minimise(self, theta: Theta, index: Tensor) -> Theta:
         objective = self.objective(theta, index)
@@ -213,17 +239,3 @@ def _values(map_guide: AutoGuide | Mapping[str, Tensor], data: Data) -> dict[str
         )
     batch = data.first()
     return {name: value.detach() for name, value in map_guide.median(*batch.args, **batch.kwargs).items()}
-
-
-def _report(mode: Mode, on_not_a_mode: str, given: bool) -> None:
-    if mode.is_mode or on_not_a_mode == "ignore":
-        return
-    remedy = "train longer, or give polish=True" if given else "give a map_guide trained longer"
-    message = (
-        f"this point is not a mode: Newton decrement {mode.decrement:.3g} (its distance to the mode in posterior "
-        f"standard deviations; {mode.allowed:.3g} is allowed for {mode.num_random} coordinates), gradient norm "
-        f"{mode.gradient_norm:.3g}. To mend it, {remedy}. on_not_a_mode='ignore' accepts it as it is"
-    )
-    if on_not_a_mode == "raise":
-        raise NotAMode(message)
-    warnings.warn(message, NotAModeWarning, stacklevel=3)

@@ -165,6 +165,8 @@ def free_index(program: Program, names: Iterable[str]) -> Tensor:
 
 def names_of(program: Program, index: Tensor) -> tuple[str, ...]:
     """The sites that hold some coordinates of theta, in trace order."""
+    if len(index) == program.num_params:
+        return tuple(program.latents)
     chosen = torch.zeros(program.num_params, dtype=torch.bool, device=index.device).index_fill(0, index, True)
     return tuple(name for name, place in program.layout.items() if bool(chosen[place].any()))
 

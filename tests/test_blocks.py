@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyro_laplace as pl
-from pyro_laplace.precision import Dense, Diag, DiagLowRank, Kron, Precision
+from pyro_laplace.precision import Dense, Diag, DiagLowRank, KronBlock, Precision
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -21,14 +21,14 @@ def vector(size, seed=0):
 
 
 def kron(out=3, fan_in=4):
-    block = Kron(positive(out), positive(fan_in, 1), vector(out, 2), vector(fan_in, 3))
+    block = KronBlock(positive(out), positive(fan_in, 1), vector(out, 2), vector(fan_in, 3))
     prior = torch.outer(vector(out, 2), vector(fan_in, 3)).flatten().diag()
     return block, torch.kron(positive(out), positive(fan_in, 1)) + prior
 
 
 def flat_kron():
     zeros = torch.zeros(3)
-    return Kron(positive(3), positive(3, 1), zeros, zeros), torch.kron(positive(3), positive(3, 1))
+    return KronBlock(positive(3), positive(3, 1), zeros, zeros), torch.kron(positive(3), positive(3, 1))
 
 
 def interleaved():
@@ -104,10 +104,40 @@ def test_variance(block_and_matrix):
     torch.testing.assert_close(block.variance(), expected, rtol=1e-8, atol=0)
 
 
+def test_push_makes_rows_of_a_jacobian_into_a_root_of_their_covariance(block_and_matrix):
+    block, matrix = block_and_matrix
+    scale = matrix.diagonal().sqrt()
+    rows = torch.randn(2, 3, len(matrix), generator=torch.Generator().manual_seed(6))
+    pushed = block.push(rows * scale)
+    expected = rows @ torch.linalg.inv(matrix / scale / scale[:, None]) @ rows.mT
+    torch.testing.assert_close(pushed @ pushed.mT, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["diag", "kron", "kron, flat prior"])
+def test_the_basis_keeps_the_covariance_of_rows_that_are_products(name):
+    block, matrix = BLOCKS[name]()
+    out, fan_in = (5, 1) if name == "diag" else block.eigenvalues.shape
+    generator = torch.Generator().manual_seed(7)
+    g, a = torch.randn(4, 2, out, generator=generator), torch.randn(4, fan_in, generator=generator)
+    rows = torch.einsum("nko,ni->nkoi", g, a).flatten(0, 1).flatten(1)
+    basis = block.diagonal_basis(torch.arange(out * fan_in).reshape(out, fan_in), torch.float64)
+    g, a = basis.rotate(g, a)
+    found = torch.einsum("oi,nko,ni,mlo,mi->nkml", basis.variances, g, a, g, a)
+    torch.testing.assert_close(found.reshape(8, 8), rows @ torch.linalg.inv(matrix) @ rows.T, rtol=1e-9, atol=1e-9)
+
+
+def test_a_diagonal_block_has_a_basis_of_a_part_and_a_kronecker_block_only_of_all():
+    variances = Diag(vector(5)).diagonal_basis(torch.tensor([[4, -1, 0]]), torch.float64).variances
+    torch.testing.assert_close(variances, torch.stack([1 / vector(5)[4], torch.zeros(()), 1 / vector(5)[0]])[None])
+    assert kron()[0].diagonal_basis(torch.arange(6).reshape(3, 2), torch.float64) is None
+    assert kron()[0].diagonal_basis(torch.arange(12).reshape(4, 3).T, torch.float64) is None
+    assert Dense(positive(3)).diagonal_basis(torch.arange(3)[None], torch.float64) is None
+
+
 def test_results_have_the_dtype_of_what_is_passed_in(block_and_matrix):
     block, matrix = block_and_matrix
     v = torch.ones(2, len(matrix), dtype=torch.float32)
-    assert {op(v).dtype for op in (block.color, block.whiten, block.solve)} == {torch.float32}
+    assert {op(v).dtype for op in (block.color, block.whiten, block.solve, block.push)} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +146,7 @@ def test_results_have_the_dtype_of_what_is_passed_in(block_and_matrix):
         lambda: Dense(torch.tensor([[1.0, 2.0], [2.0, 1.0]])),
         lambda: Dense(torch.full((2, 2), torch.nan)),
         lambda: Diag(torch.tensor([1.0, 0.0])),
-        lambda: Kron(torch.zeros(2, 2), positive(2), torch.zeros(2), torch.zeros(2)),
+        lambda: KronBlock(torch.zeros(2, 2), positive(2), torch.zeros(2), torch.zeros(2)),
         lambda: DiagLowRank(torch.tensor([1.0, 0.0]), torch.eye(2)[:, :1], torch.ones(1)),
         lambda: DiagLowRank(torch.ones(2), torch.eye(2)[:, :1], -torch.ones(1)),
         lambda: DiagLowRank(torch.ones(2), torch.eye(2)[:, :1], torch.full((1,), torch.nan)),

@@ -5,9 +5,8 @@ import torch
 from capture_modules import MODULES
 from capture_programs import FUNCTIONS, N, batch_statistics
 
-from pyro_laplace._autodiff import column_blocks
 from pyro_laplace._compat import undisturbed
-from pyro_laplace.curvature import CURVATURES, Point, factors, likelihood_diagonal, likelihood_matrix
+from pyro_laplace.curvature import CURVATURES, Pass, Point, factors, gradients, likelihood_diagonal, likelihood_matrix
 from pyro_laplace.data import as_data
 from pyro_laplace.likelihood import likelihood_of
 from pyro_laplace.program import Program
@@ -53,8 +52,8 @@ def test_full_and_diag_equal_the_naive_sum(name):
     program, data, point = problem(name)
     expected = naive(program, point, data)
     with undisturbed(), torch.no_grad():
-        full = likelihood_matrix(CURVATURES["ggn"], program, point, data)
-        diagonal = likelihood_diagonal(CURVATURES["ggn"], program, point, data)
+        full = likelihood_matrix(CURVATURES["ggn"], Pass(program, point, data))
+        diagonal = likelihood_diagonal(CURVATURES["ggn"], Pass(program, point, data))
     torch.testing.assert_close(full, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(diagonal, expected.diagonal(), rtol=1e-9, atol=1e-9)
 
@@ -63,7 +62,12 @@ def test_full_and_diag_equal_the_naive_sum(name):
 def test_what_is_captured(name, monkeypatch):
     program, data, point = problem(name)
     columns = []
-    monkeypatch.setattr(factors, "column_blocks", lambda fn, part: columns.append(len(part)) or column_blocks(fn, part))
+
+    def dense_rows(run, root, index):
+        columns.append(len(index))
+        return gradients.dense_rows(run, root, index)
+
+    monkeypatch.setattr(factors, "dense_rows", dense_rows)
     with undisturbed(), torch.no_grad():
         captured = factors.factors_of(program, point, next(program.chunks(data)))
     assert captured is not None
@@ -82,7 +86,7 @@ def test_a_subset_is_the_submatrix(name):
     last = list(program.latents)[1:]
     index = torch.cat([torch.arange(program.layout[n].start, program.layout[n].stop) for n in last])
     with undisturbed(), torch.no_grad():
-        found = likelihood_matrix(CURVATURES["ggn"], program, Point(point.theta, index), data)
+        found = likelihood_matrix(CURVATURES["ggn"], Pass(program, Point(point.theta, index), data))
     expected = naive(program, point, data)[index][:, index]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -91,6 +95,6 @@ def test_a_subset_is_the_submatrix(name):
 def test_nothing_of_the_program_keeps_a_gradient(name):
     program, data, point = problem(name)
     with undisturbed(), torch.no_grad():
-        likelihood_matrix(CURVATURES["ggn"], program, point, data)
+        likelihood_matrix(CURVATURES["ggn"], Pass(program, point, data))
     assert not point.theta.requires_grad
     assert point.theta.grad is None

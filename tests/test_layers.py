@@ -16,13 +16,15 @@ LAYERS = [
     {"likelihood"},
     {"curvature"},
     {"precision"},
-    {"evidence"},
+    {"evidence", "judge"},
     {"guide"},
-    {"laplace"},
+    {"mixture_density"},
+    {"mixture"},
+    {"laplace", "update"},
     {"predictive"},
     {"inference", "datatree"},
     {"compare"},
-    {"plots"},
+    {"plots", "nn"},
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import pyro_laplace as pl
-from pyro_laplace.curvature import CURVATURES, Point, likelihood_matrix, likelihood_product, products
+from pyro_laplace.curvature import CURVATURES, Pass, Point, likelihood_matrix, likelihood_product, products
 from pyro_laplace.data import as_data
 from pyro_laplace.precision import build
 from pyro_laplace.precision.build import STRUCTURES
@@ -286,10 +286,10 @@ def test_products_are_those_of_the_matrix(monkeypatch):
         point = Point(program.start, index)
         v = torch.randn(len(index))
         for curvature in CURVATURES.values():
-            expected = likelihood_matrix(curvature, program, point, batch) @ v
+            expected = likelihood_matrix(curvature, Pass(program, point, batch)) @ v
             for elements in (2**27, 0):
                 monkeypatch.setattr(products, "HELD_ELEMENTS", elements)
-                assert_close(likelihood_product(curvature, program, point, batch)(v), expected)
+                assert_close(likelihood_product(curvature, Pass(program, point, batch), point)(v), expected)
 
 
 def test_low_rank_of_a_subnetwork():

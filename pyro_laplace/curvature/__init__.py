@@ -4,29 +4,32 @@ from pyro_laplace.curvature.accumulate import (
     CURVATURES,
     likelihood_blocks,
     likelihood_diagonal,
+    likelihood_gram,
     likelihood_matrix,
-    prior_coupled,
-    prior_diagonal,
-    prior_matrix,
 )
+from pyro_laplace.curvature.assemble import Gram
+from pyro_laplace.curvature.data_pass import Pass, Tally
 from pyro_laplace.curvature.kronecker import KronFactors, kron_factors
 from pyro_laplace.curvature.point import Point
+from pyro_laplace.curvature.prior import Prior
 from pyro_laplace.curvature.products import LikelihoodProduct, likelihood_product
 from pyro_laplace.curvature.root import Curvature, Root
 
 __all__ = [
     "CURVATURES",
     "Curvature",
+    "Gram",
     "KronFactors",
     "LikelihoodProduct",
+    "Pass",
     "Point",
+    "Prior",
     "Root",
+    "Tally",
     "kron_factors",
     "likelihood_blocks",
     "likelihood_diagonal",
+    "likelihood_gram",
     "likelihood_matrix",
     "likelihood_product",
-    "prior_coupled",
-    "prior_diagonal",
-    "prior_matrix",
 ]

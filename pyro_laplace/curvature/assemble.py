@@ -14,32 +14,77 @@ from torch import Tensor
 from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.curvature.factors import Factors, Product
 
-_ELEMENTS = 2**25
+_ELEMENTS = 2**21
 """Elements of the intermediate products of one slice of the data."""
 
 
-def add_matrix(total: Matrix, factors: Factors) -> None:
-    """Add A'A to a float64 matrix over the free coordinates."""
-    if any(product.shared for product in factors.products):
-        joined = _gram_of_rows(factors)
-    else:
-        joined = _gram_of_products(factors)
-    size = len(factors.dense_index)
-    if size:
-        joined[-size:, -size:] += factors.dense_only.double().T @ factors.dense_only.double()
-    order = torch.cat([*(product.index.reshape(-1) for product in factors.products), factors.dense_index])
-    place = order.argsort()
-    if len(order) == len(total) and bool((order[place] == torch.arange(len(total), device=order.device)).all()):
-        columns = joined.index_select(1, place)
-    else:  # a weight used more than once, or coordinates that do not reach the data
-        columns = joined.new_zeros(len(joined), len(total)).index_add_(1, order, joined)
-    total.index_add_(0, order, columns)
+class Gram:
+    """A'A over the free coordinates, in float64: the lower triangle, in whatever order the factors make cheapest.
+
+    Attributes:
+        order: coordinate of each row [params].
+        lower: the matrix [params, params]; only its lower triangle is meant.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.order = torch.arange(size, device=device)
+        self.lower = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._is_empty = True
+
+    def add(self, factors: Factors) -> None:
+        """Add A'A of a chunk."""
+        own = torch.cat([*(product.index.reshape(-1) for product in factors.products), factors.dense_index])
+        if self._is_empty and _distinct(own, len(self.order)):
+            missing = torch.ones_like(self.order, dtype=torch.bool).index_fill(0, own, False)
+            self.order = torch.cat([own, missing.nonzero()[:, 0]])
+        self._is_empty = False
+        if torch.equal(self.order[: len(own)], own):
+            self._add_in_order(factors, self.lower[: len(own), : len(own)])
+        else:  # a weight that is used more than once, or another order of the uses than in the chunk before
+            joined = torch.zeros(len(own), len(own), dtype=torch.float64, device=own.device)
+            self._add_in_order(factors, joined)
+            columns = joined.new_zeros(len(own), len(self.order)).index_add_(1, self._places()[own], _mirrored(joined))
+            self.lower.index_add_(0, self._places()[own], columns)
+
+    def add_symmetric(self, matrix: Matrix) -> None:
+        """Add a matrix over the free coordinates in their own order."""
+        self.lower += matrix[self.order.unsqueeze(1), self.order]
+
+    def matrix(self) -> Matrix:
+        """The whole matrix, in the coordinates' own order."""
+        places = self._places()
+        return _mirrored(self.lower)[places.unsqueeze(1), places]
+
+    def _places(self) -> Tensor:
+        return torch.empty_like(self.order).index_copy(0, self.order, torch.arange(len(self.order)).to(self.order))
+
+    def _add_in_order(self, factors: Factors, total: Matrix) -> None:
+        """Add to the lower triangle over products, one after the other, and then the dense coordinates."""
+        if any(product.shared for product in factors.products):
+            _add_gram_of_rows(total, factors)
+        else:
+            _add_gram_of_products(total, factors)
+        size = len(factors.dense_index)
+        if size and len(factors.dense_only):
+            only = factors.dense_only.double()
+            total[-size:, -size:] += only.mT @ only
+
+
+def _distinct(index: Tensor, size: int) -> bool:
+    """Whether no coordinate below `size` occurs twice."""
+    there = torch.zeros(size, dtype=torch.bool, device=index.device).index_fill(0, index, True)
+    return int(there.sum()) == len(index)
+
+
+def _mirrored(lower: Matrix) -> Matrix:
+    """The symmetric matrix of a lower triangle."""
+    return lower.tril() + lower.tril(-1).mT
 
 
 def add_diagonal(total: Theta, factors: Factors) -> None:
     """Add the diagonal of A'A to a float64 vector over the free coordinates."""
     seen = torch.cat([factors.dense_index[:0], *(product.index.reshape(-1) for product in factors.products)])
-    if len(seen) != len(seen.unique()):  # a weight used more than once: its rows add up before they are squared
+    if not _distinct(seen, len(total)):  # a weight used more than once: its rows add up before they are squared
         _add_squares_of_sums(total, factors)
     else:
         for product in factors.products:
@@ -48,52 +93,40 @@ def add_diagonal(total: Theta, factors: Factors) -> None:
     total.index_add_(0, factors.dense_index, dense.square().sum(0))
 
 
-def _gram_of_products(factors: Factors) -> Matrix:
-    """A'A over products, one after the other, and then the dense coordinates."""
+def _add_gram_of_products(total: Matrix, factors: Factors) -> None:
     sizes = [product.index.numel() for product in factors.products] + [len(factors.dense_index)]
     starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
     places = [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
-    joined = torch.empty(sum(sizes), sum(sizes), dtype=torch.float64, device=factors.dense.device)
     for i, left in enumerate(factors.products):
-        joined[places[i], places[i]] = _own_block(left)
+        _add_own_block(total[places[i], places[i]], left)
         for j, right in enumerate(factors.products[:i]):
-            block = _block(left, right)
-            joined[places[i], places[j]] = block
-            joined[places[j], places[i]] = block.T
+            _add_block(total[places[i], places[j]], left, right)
         if sizes[-1]:
-            block = _cross(left, factors.dense)
-            joined[places[i], places[-1]] = block
-            joined[places[-1], places[i]] = block.T
+            total[places[-1], places[i]] += _cross(left, factors.dense).mT
     dense = factors.dense.flatten(0, 1).double()
-    joined[places[-1], places[-1]] = dense.T @ dense
-    return joined
+    total[places[-1], places[-1]] += dense.mT @ dense
 
 
-def _gram_of_rows(factors: Factors) -> Matrix:
+def _add_gram_of_rows(total: Matrix, factors: Factors) -> None:
     """The same by the rows of A themselves, for products at several positions."""
-    size = sum(product.index.numel() for product in factors.products) + len(factors.dense_index)
-    joined = torch.zeros(size, size, dtype=torch.float64, device=factors.dense.device)
-    for start, stop in _slices(len(factors.dense), factors.dense.shape[1] * size):
+    for start, stop in _slices(len(factors.dense), factors.dense.shape[1] * len(total)):
         parts = [_slice(product, start, stop).rows().double() for product in factors.products]
         rows = torch.cat([*parts, factors.dense[start:stop].double()], -1).flatten(0, 1)
-        joined += rows.T @ rows
-    return joined
+        total.addmm_(rows.mT, rows)
 
 
-def _own_block(product: Product) -> Tensor:
-    """Rows of a product against themselves, [o i, o' i'], from the lower triangles of g'g and a a'."""
+def _add_own_block(total: Matrix, product: Product) -> None:
+    """Rows of a product against themselves, [o i, o' i'] with o >= o', from the lower triangles of g'g and a a'."""
     (out, fan_in), device = product.index.shape, product.inputs.device
     (o, p), (i, j) = torch.tril_indices(out, out, device=device), torch.tril_indices(fan_in, fan_in, device=device)
     packed = torch.zeros(len(o), len(i), dtype=torch.float64, device=device)
     for g, a in _pairs(product, len(o) + len(i) + out**2):
-        packed += (g.mT @ g).flatten(1).index_select(1, o * out + p).T @ (a[:, i] * a[:, j])
-    return _unpack(packed, out, fan_in)
-
-
-def _unpack(packed: Tensor, out: int, fan_in: int) -> Tensor:
-    """Entries (o >= o', i >= i') to all of [o i, o' i']."""
-    full = packed.index_select(0, _triangle(out, packed.device)).index_select(1, _triangle(fan_in, packed.device))
-    return full.reshape(out, out, fan_in, fan_in).transpose(1, 2).reshape(out * fan_in, out * fan_in)
+        packed.addmm_((g.mT @ g).flatten(1).index_select(1, o * out + p).mT, a[:, i] * a[:, j])
+    whole, blocks = _triangle(fan_in, device), _by_outputs(total, product, product)
+    for row in range(out):
+        start = row * (row + 1) // 2
+        entries = packed[start : start + row + 1].index_select(1, whole)
+        blocks[row, : row + 1] += entries.reshape(row + 1, fan_in, fan_in)
 
 
 def _triangle(size: int, device: torch.device) -> Tensor:
@@ -103,14 +136,19 @@ def _triangle(size: int, device: torch.device) -> Tensor:
     return (high * (high + 1) // 2 + low).reshape(-1)
 
 
-def _block(left: Product, right: Product) -> Tensor:
+def _add_block(total: Tensor, left: Product, right: Product) -> None:
     """Rows of one product against another's, [o i, o' i']."""
     (out, fan_in), (other_out, other_in) = left.index.shape, right.index.shape
-    total = torch.zeros(out * other_out, fan_in * other_in, dtype=torch.float64, device=left.inputs.device)
+    block = torch.zeros(out * other_out, fan_in * other_in, dtype=torch.float64, device=total.device)
     width = out * other_out + fan_in * other_in
     for (g, a), (h, b) in zip(_pairs(left, width), _pairs(right, width), strict=True):
-        total += (g.mT @ h).flatten(1).T @ (a.unsqueeze(2) * b.unsqueeze(1)).flatten(1)  # (g'h)_n (x) (a b')_n
-    return total.reshape(out, other_out, fan_in, other_in).transpose(1, 2).reshape(out * fan_in, other_out * other_in)
+        block.addmm_((g.mT @ h).flatten(1).mT, (a.unsqueeze(2) * b.unsqueeze(1)).flatten(1))  # (g'h)_n (x) (a b')_n
+    _by_outputs(total, left, right).add_(block.reshape(out, other_out, fan_in, other_in))
+
+
+def _by_outputs(total: Tensor, left: Product, right: Product) -> Tensor:
+    """A view of a block [o i, o' i'] as [o, o', i, i']."""
+    return total.unflatten(0, left.index.shape).unflatten(2, right.index.shape).transpose(1, 2)
 
 
 def _cross(product: Product, dense: Tensor) -> Tensor:
@@ -122,13 +160,13 @@ def _cross(product: Product, dense: Tensor) -> Tensor:
 
 
 def _sum_of_squares(product: Product) -> Tensor:
-    """Squared rows summed over data and columns, [o i]."""
+    """Squared rows summed over data and columns, [o i]; a sum of squares loses nothing in the product's own dtype."""
     if not product.shared:
-        g = product.gradients[:, :, 0].double().square().sum(1)  # n o
-        return (g.T @ product.inputs[:, 0].double().square()).reshape(-1)
+        g = product.gradients[:, :, 0].square().sum(1)  # n o
+        return (g.mT @ product.inputs[:, 0].square()).reshape(-1).double()
     total = torch.zeros(product.index.numel(), dtype=torch.float64, device=product.inputs.device)
     for start, stop in _slices(len(product.inputs), product.gradients.shape[1] * product.index.numel()):
-        total += _slice(product, start, stop).rows().double().square().sum((0, 1))
+        total += _slice(product, start, stop).rows().square().sum((0, 1)).double()
     return total
 
 

@@ -46,7 +46,7 @@ class Use:
         index: the entries' coordinates in theta [out, in].
         inputs: a [n, t, in]; ones (or minus ones) for a bias.
         output: the operation's result, or that of the product that a bias was added to.
-        positions: brings a gradient of `output` into the form [n, t, out].
+        positions: brings gradients of `output`, k of them `[k, *shape]`, into the form [k, n, t, out].
         bias: whether a is constant.
     """
 
@@ -65,7 +65,7 @@ class Scale:
         index: the entries' coordinates in theta [d].
         inputs: a [n, ...].
         output: the operation's result.
-        rows: from a gradient of `output`, the derivatives in the entries [n, d].
+        rows: from gradients of `output` `[k, *shape]`, the derivatives in the entries [k, n, d].
     """
 
     index: Tensor
@@ -149,26 +149,32 @@ class Contraction:
         outputs = "".join(letter for letter in out if letter in w and letter not in a)
         inputs = "".join(letter for letter in w if letter not in out)
         t, c, o, i = (prod(size[letter] for letter in part) for part in (positions, groups, outputs, inputs))
-        summed = torch.einsum(f"{a}->{data}{positions}{groups}{inputs}", self.inputs)
-        order = [out.index(letter) for letter in data + positions + groups + outputs]
+        order = [0, *(1 + out.index(letter) for letter in data + positions + groups + outputs)]
 
         def arrange(g: Tensor) -> Tensor:
-            return g.reshape(self.shape).permute(order).reshape(count, t, c, o)
+            return g.reshape(len(g), *self.shape).permute(order).reshape(len(g), count, t, c, o)
 
         index = self.index.permute([w.index(letter) for letter in groups + outputs + inputs]).reshape(c, o, i)
-        summed = summed.reshape(count, t, c, i)
+        summed = _arranged(self.inputs, a, data + positions + groups + inputs).reshape(count, t, c, i)
         if c > _MOST_GROUPS:
             rows = partial(_rows_of_groups, arrange, summed)
             return [Scale(index.reshape(-1), summed, output, rows)]
         return [
-            Use(index[group], summed[:, :, group], output, lambda g, group=group: arrange(g)[:, :, group], self.bias)
+            Use(index[group], summed[:, :, group], output, lambda g, group=group: arrange(g)[..., group, :], self.bias)
             for group in range(c)
         ]
 
 
-def _rows_of_groups(arrange: Callable[[Tensor], Tensor], inputs: Tensor, gradient: Tensor) -> Tensor:
-    """Rows [n, c o i] of a product with many groups c, from a gradient of its output."""
-    return torch.einsum("ntco,ntci->ncoi", arrange(gradient), inputs).flatten(1)
+def _arranged(inputs: Tensor, letters: str, wanted: str) -> Tensor:
+    """Axes in the wanted order, the others summed over."""
+    if len(letters) == len(wanted):
+        return inputs.permute([letters.index(letter) for letter in wanted])
+    return torch.einsum(f"{letters}->{wanted}", inputs)
+
+
+def _rows_of_groups(arrange: Callable[[Tensor], Tensor], inputs: Tensor, gradients: Tensor) -> Tensor:
+    """Rows [k, n, c o i] of a product with many groups c, from gradients of its output."""
+    return torch.einsum("kntco,ntci->kncoi", arrange(gradients), inputs).flatten(2)
 
 
 def contraction(

@@ -8,25 +8,23 @@ empirical Fisher approximation"). A datum is an element of the observed site's b
 import torch
 from torch import Tensor
 
-from pyro_laplace._typing import Theta
 from pyro_laplace.curvature.root import Root, SiteRoot, link_of
-from pyro_laplace.likelihood import likelihood_of
-from pyro_laplace.program import Chunk, Program, Site, datum_weight
+from pyro_laplace.likelihood import Likelihood, likelihood_of
+from pyro_laplace.program import Chunk, Program, Run, Site, datum_weight
 
 
-def root(program: Program, theta: Theta, chunk: Chunk) -> Root:
+def root(program: Program, run: Run, chunk: Chunk) -> Root:
     """The root of every observed site, one row a datum."""
-    observed = program.run(theta, chunk).observed
     sites = {
         name: score_root(site, chunk, site.value.unsqueeze(0))
-        for name, site in observed.items()
+        for name, site in run.observed.items()
         if name not in program.derived
     }
     return Root(program, chunk, sites)
 
 
-def score_root(site: Site, chunk: Chunk, labels: Tensor) -> SiteRoot:
-    """The root of ``w_n / L sum_l g_nl g_nl'``, with g_nl the gradient of datum n's log likelihood at label l.
+def score_root(site: Site, chunk: Chunk, labels: Tensor, probs: Tensor | None = None) -> SiteRoot:
+    """The root of ``w_n sum_l q_nl g_nl g_nl'``, with g_nl the gradient of datum n's log likelihood at label l.
 
     Through the scores in eta where the distribution's link is known, so that a program whose eta is linear has a linear
     root; else the log likelihoods themselves are the outputs.
@@ -35,19 +33,37 @@ def score_root(site: Site, chunk: Chunk, labels: Tensor) -> SiteRoot:
         site: an observed site at the mode.
         chunk: the data it was run on.
         labels: L values for the site, `[labels, *batch, *event]`.
+        probs: q `[labels, *batch]`, what each label weighs; None means 1 / L.
 
     Returns:
         the root, one column a label.
     """
-    root_weight = (datum_weight(site, chunk) / len(labels)).sqrt()  # *batch
+    weight = datum_weight(site, chunk)  # *batch
+    per_label = (weight.expand(len(labels), *weight.shape) / len(labels) if probs is None else weight * probs).sqrt()
     likelihood = likelihood_of(site.fn)
     if likelihood is None:
-        vectors = root_weight.unsqueeze(-1).expand(*root_weight.shape, len(labels)).diag_embed()
-        return SiteRoot(lambda site: site.fn.log_prob(labels).movedim(0, -1), vectors)
+        return _log_lik_root(labels, per_label)
+    scores = _scores(likelihood, labels)
+    per_label = per_label.reshape(per_label.shape + (1,) * (likelihood.event_dims + 1))
+    return SiteRoot(link_of, (scores * per_label).movedim(0, -1), joint=likelihood.event_dims)
+
+
+def _log_lik_root(labels: Tensor, root_weight: Tensor) -> SiteRoot:
+    """The log likelihoods of the labels as outputs, each with its weight `[labels, *batch]`.
+
+    Returns:
+        the root. Of many data, a label is one more axis of the batch; of a single datum, which has none, an output.
+    """
+    if root_weight.dim() == 1:
+        return SiteRoot(lambda site: site.fn.log_prob(labels), root_weight.diag())
+    vectors = root_weight.movedim(0, -1)[..., None, None]
+    return SiteRoot(lambda site: site.fn.log_prob(labels).movedim(0, -1).unsqueeze(-1), vectors)
+
+
+def _scores(likelihood: Likelihood, labels: Tensor) -> Tensor:
+    """Gradients of the labels' log likelihoods in eta `[labels, *batch, *joint, outputs]`."""
     eta = likelihood.link().detach().double()
     eta = eta.expand(len(labels), *eta.shape).clone().requires_grad_()
     with torch.enable_grad():
         log_lik = likelihood.distribution(eta).log_prob(labels).sum()
-    (scores,) = torch.autograd.grad(log_lik, eta)  # label, *batch, *joint, outputs
-    root_weight = root_weight.reshape(root_weight.shape + (1,) * (likelihood.event_dims + 2))
-    return SiteRoot(link_of, scores.movedim(0, -1) * root_weight, joint=likelihood.event_dims)
+    return torch.autograd.grad(log_lik, eta)[0]

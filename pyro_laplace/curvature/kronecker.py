@@ -2,23 +2,27 @@
 
 A product ``z = a W'`` has the block ``sum_n (a a')_n (x) (g g')_n``, approximated by
 ``(sum a a') (x) (sum g g') / (N T)``. T positions that share the weight are treated as so many independent ones
-("expand", Eschenhagen et al. 2023, "K-FAC for modern neural network architectures"). It is exact for one datum, and for
+("expand"), or as one with their mean input and summed gradient ("reduce", Eschenhagen et al. 2023,
+"Kronecker-factored approximate curvature for modern neural network architectures"). It is exact for one datum, and for
 deep linear networks with Normal data.
 """
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace._memory import refuse_too_large
-from pyro_laplace.curvature.factors import Factors, Product, factors_of
+from pyro_laplace.curvature.data_pass import Pass
+from pyro_laplace.curvature.factors import STREAMED, Factors, Product
 from pyro_laplace.curvature.point import Point
+from pyro_laplace.curvature.restrict import factors_over
 from pyro_laplace.curvature.root import Curvature
-from pyro_laplace.data import Data
 from pyro_laplace.program import Program
+
+_ROWS = 1024
+"""Rows whose products are summed in their own dtype, before the sums are added up in float64."""
 
 
 @dataclass(eq=False)
@@ -47,15 +51,16 @@ class KronFactors:
 
 
 def kron_factors(
-    curvature: Curvature, program: Program, point: Point, data: Data
+    curvature: Curvature, visit: Pass, point: Point, shared: str = "expand", dtype: torch.dtype | None = None
 ) -> tuple[list[KronFactors], Tensor, Tensor]:
     """Kronecker factors of every captured product, and the dense curvature of the other free coordinates.
 
     Args:
         curvature: how the likelihood's curvature is measured; it has a root.
-        program: the traced program.
-        point: theta and its free coordinates.
-        data: the data, visited once.
+        visit: the pass over the data.
+        point: theta and its free coordinates, whole sites, among those of the pass.
+        shared: how positions that share a weight count, "expand" or "reduce".
+        dtype: of the products that are summed up, theta's if it is None.
 
     Returns:
         the factors; the free coordinates [d] that no product holds; their curvature [d, d] in float64.
@@ -65,37 +70,57 @@ def kron_factors(
     """
     found: dict[bytes, KronFactors] = {}
     dense_index, dense = point.index[:0], torch.zeros(0, 0, dtype=torch.float64, device=point.theta.device)
-    for number, (chunk, root) in enumerate(curvature.roots(program, point.theta, data)):
-        captured = factors_of(program, point, chunk, root)
+    for number, (run, root) in enumerate(curvature.roots(visit)):
+        captured = factors_over(run, root, point, STREAMED)
         if captured is None:
             raise UnsupportedProgram(
                 "structure='kron' needs products of data with weights, one row a datum, and the operations of this "
                 "program could not be captured as such: use structure='full' or 'diag'"
             )
-        if number == 0:
-            dense_index = captured[0].dense_index
-            size = len(dense_index)
-            refuse_too_large(size**2, 8, f"the curvature [{size}, {size}] of uncaptured sites", "use structure='diag'")
-            dense = torch.zeros(size, size, dtype=torch.float64, device=point.theta.device)
-        _add_products(found, captured)
+        counted: set[bytes] = set()
         for factors in captured:
-            rows = torch.cat([factors.dense.flatten(0, 1), factors.dense_only]).double()
-            dense += rows.T @ rows
-    _refuse_overlap(found, dense_index, point, program)
+            if number == 0 and len(dense) != len(factors.dense_index):
+                dense_index, size = factors.dense_index, len(factors.dense_index)
+                refuse_too_large(
+                    size**2, 8, f"the curvature [{size}, {size}] of uncaptured sites", "use structure='diag'"
+                )
+                dense = torch.zeros(size, size, dtype=torch.float64, device=point.theta.device)
+            _add_products(found, factors, counted, shared, dtype)
+            if len(dense):
+                rows = torch.cat([factors.dense.flatten(0, 1), factors.dense_only]).double()
+                dense.addmm_(rows.mT, rows)
+    _refuse_overlap(found, dense_index, point, visit.program)
     return list(found.values()), dense_index, dense
 
 
-def _add_products(found: dict[bytes, KronFactors], captured: list[Factors]) -> None:
-    """Add a chunk: inputs once, whatever number of observed sites depends on them, gradients for each of these."""
-    counted: set[tuple[bytes, int]] = set()
-    for factors in captured:
-        uses: Counter[bytes] = Counter()
-        for product in factors.products:
-            key = product.index.T.contiguous().cpu().numpy().tobytes()
-            use = key, uses[key]  # a weight used again (a recurrent one) is at further positions
-            uses[key] += 1
-            _add(found.setdefault(key, _empty(product)), product, new_inputs=use not in counted)
-            counted.add(use)
+def _add_products(
+    found: dict[bytes, KronFactors], factors: Factors, counted: set[bytes], shared: str, dtype: torch.dtype | None
+) -> None:
+    """Add some columns of a chunk: gradients for each of them, inputs once (`counted`), however many there are."""
+    for key, product in _by_weight(factors.products).items():
+        total = found.setdefault(key, _empty(product))
+        inputs, gradients = product.inputs, product.gradients.transpose(0, 1)  # nti, knto
+        if shared == "reduce" and product.shared:
+            inputs, gradients = inputs.mean(1, keepdim=True), gradients.sum(2, keepdim=True)
+        if key not in counted:
+            _add_gram(total.inputs, inputs.flatten(0, 1), dtype)
+            total.count += inputs.shape[:2].numel()
+        counted.add(key)
+        _add_gram(total.gradients, gradients.flatten(0, 2), dtype)
+
+
+def _by_weight(products: list[Product]) -> dict[bytes, Product]:
+    """A weight that is used again (a recurrent one) is at further positions."""
+    found: dict[bytes, list[Product]] = {}
+    for product in products:
+        found.setdefault(product.index.mT.contiguous().cpu().numpy().tobytes(), []).append(product)
+    return {key: uses[0] if len(uses) == 1 else _joined(uses) for key, uses in found.items()}
+
+
+def _joined(uses: list[Product]) -> Product:
+    inputs = torch.cat([use.inputs for use in uses], 1)
+    gradients = torch.cat([use.gradients.transpose(0, 1) for use in uses], 2).transpose(0, 1)
+    return replace(uses[0], inputs=inputs, gradients=gradients)
 
 
 def _empty(product: Product) -> KronFactors:
@@ -105,14 +130,11 @@ def _empty(product: Product) -> KronFactors:
     return KronFactors(product.index, inputs, gradients, 0, product.has_bias)
 
 
-def _add(total: KronFactors, product: Product, new_inputs: bool) -> None:
-    """Add a chunk; the inputs of a weight count once if several observed sites depend on it."""
-    if new_inputs:
-        a = product.inputs.flatten(0, 1)  # nt, i
-        total.inputs += (a.T @ a).double()
-        total.count += len(a)
-    g = product.gradients.flatten(0, 2)  # nkt, o
-    total.gradients += (g.T @ g).double()
+def _add_gram(total: Tensor, rows: Tensor, dtype: torch.dtype | None) -> None:
+    """Add ``rows' rows``; sums over data are in float64."""
+    for part in rows.split(_ROWS):
+        part = part.to(dtype or rows.dtype)
+        total += part.mT @ part
 
 
 def _refuse_overlap(found: dict[bytes, KronFactors], dense_index: Tensor, point: Point, program: Program) -> None:

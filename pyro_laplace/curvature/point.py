@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_laplace._typing import Theta
 from pyro_laplace.program import Program
+from pyro_laplace.subset import names_of
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,16 @@ class Point:
 
     def whole(self, program: Program) -> "Point":
         """The same point with every site of which a coordinate is free left free as a whole."""
+        if len(self.index) == len(self.theta):
+            return self
         free = self.positions() >= 0
         for latent in program.latents.values():
             free[latent.slice] = free[latent.slice].any()
         return Point(self.theta, free.nonzero()[:, 0])
+
+    def touched(self, program: Program) -> tuple[str, ...]:
+        """The sites of which a coordinate is free, in trace order."""
+        return names_of(program, self.index)
 
     def positions(self) -> Tensor:
         """Where each coordinate of theta lies among the free ones [params]; -1 if it does not."""
@@ -46,5 +53,7 @@ class Point:
 
     def sites(self, program: Program) -> frozenset[str]:
         """The free sites; a site is free as a whole."""
+        if len(self.index) == len(self.theta):
+            return frozenset(program.latents)
         free = self.positions() >= 0
         return frozenset(name for name, latent in program.latents.items() if bool(free[latent.slice].all()))

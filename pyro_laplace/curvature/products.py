@@ -14,13 +14,12 @@ from torch import Tensor
 from pyro_laplace._autodiff import pusher
 from pyro_laplace._typing import Theta
 from pyro_laplace.curvature.accumulate import uncovered
+from pyro_laplace.curvature.data_pass import Pass
 from pyro_laplace.curvature.factors import Factors
 from pyro_laplace.curvature.hessian import negative_log_lik
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.restrict import factors_over
 from pyro_laplace.curvature.root import Curvature
-from pyro_laplace.data import Data
-from pyro_laplace.program import Program
 
 HELD_ELEMENTS = 2**27
 """Elements of captured pairs that are kept from one product to the next."""
@@ -88,40 +87,40 @@ class LikelihoodProduct:
         return total
 
 
-def likelihood_product(curvature: Curvature, program: Program, point: Point, data: Data) -> LikelihoodProduct:
+def likelihood_product(curvature: Curvature, visit: Pass, point: Point) -> LikelihoodProduct:
     """The likelihood's curvature as a linear map.
 
     Args:
         curvature: how it is measured.
-        program: the traced program.
+        visit: the pass over the data; every product is one, unless the captured pairs are held.
         point: theta and its free coordinates.
-        data: the data; every product is one pass, unless the captured pairs are held.
 
     Returns:
         the map v -> G v.
     """
     held, total = [], 0
-    for piece in _pieces(curvature, program, point, data, factored=True):
+    for piece in _pieces(curvature, visit, point, factored=True):
         held.append(piece)
         total += piece.elements
         if total > HELD_ELEMENTS:
             held = []
             break
-    again = partial(_pieces, curvature, program, point, data, factored=False)
+    again = partial(_pieces, curvature, visit, point, factored=False)
     return LikelihoodProduct(point.part, again, tuple(held))
 
 
-def _pieces(curvature: Curvature, program: Program, point: Point, data: Data, factored: bool) -> Iterator[Piece]:
+def _pieces(curvature: Curvature, visit: Pass, point: Point, factored: bool) -> Iterator[Piece]:
     """The terms of G, chunk by chunk."""
-    for chunk, root in curvature.roots(program, point.theta, data):
-        captured = factors_over(program, point, chunk, root) if root is not None and factored else None
+    for run, root in curvature.roots(visit, captured=factored):
+        captured = factors_over(run, root, point) if factored else None
         if captured is not None:
             yield from (_from_factors(factors, len(point.index)) for factors in captured)
         elif root is not None:
             yield _from_root(point.on(root), point.part)
-        terms = uncovered(root, program)
+        terms = uncovered(root, run.program)
         if terms:
-            pull = torch.func.vjp(torch.func.grad(point.on(negative_log_lik(program, chunk, terms))), point.part)[1]
+            negative = point.on(negative_log_lik(run.program, run.chunk, terms))
+            pull = torch.func.vjp(torch.func.grad(negative), point.part)[1]
             yield Piece(lambda v, pull=pull: pull(v)[0], HELD_ELEMENTS)
 
 

@@ -3,35 +3,38 @@
 Axis letters as in `factors`: n data, k columns of the root, t positions, i inputs, o outputs, d dense coordinates.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pyro_laplace.curvature.factors import Factors, Product, factors_of
+from pyro_laplace.curvature.captured_run import CapturedRun
+from pyro_laplace.curvature.factors import TOGETHER, Factors, Product, factor
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.root import Root
-from pyro_laplace.program import Chunk, Program
 
 
-def factors_over(program: Program, point: Point, chunk: Chunk, root: Root) -> list[Factors] | None:
-    """`factors_of` over any free coordinates, also where a site is free in part only.
+def factors_over(
+    run: CapturedRun, root: Root | None, point: Point, elements: int = TOGETHER
+) -> Iterator[Factors] | None:
+    """The factors of a root over any free coordinates, also where a site is free in part only.
 
     Args:
-        program: the traced program.
-        point: theta and its free coordinates.
-        chunk: the data.
-        root: of the curvature on that chunk.
+        run: the program's run, captured.
+        root: of the curvature on its chunk, or None where it has none.
+        point: theta and its free coordinates, among those of the run.
+        elements: of gradients that are held at a time.
 
     Returns:
-        the factors of each observed site that the root covers, or None.
+        columns of the root, or None where the program does not have the structure that this needs.
     """
-    whole = point.whole(program)
-    captured = factors_of(program, whole, chunk, root)
-    if captured is None or len(whole.index) == len(point.index):
-        return captured
+    whole = point.whole(run.program)
+    factored = factor(run, root, whole) if root is not None else None
+    if factored is None or len(whole.index) == len(point.index):
+        return None if factored is None else factored.factors(elements)
     chosen = whole.positions()[point.index]
-    return [restrict(factors, chosen, len(whole.index)) for factors in captured]
+    return (restrict(factors, chosen, len(whole.index)) for factors in factored.factors(elements))
 
 
 def restrict(factors: Factors, chosen: Tensor, size: int) -> Factors:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._compat import undisturbed
-from pyro_laplace._typing import Theta
-from pyro_laplace.data import Data
+from pyro_laplace.curvature.captured_run import CapturedRun
+from pyro_laplace.curvature.data_pass import Pass
 from pyro_laplace.likelihood import require_likelihood
-from pyro_laplace.program import Chunk, Program, Site
+from pyro_laplace.program import Chunk, Program, Run, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,16 +27,29 @@ class SiteRoot:
         vectors: sqrt(w_n) S_n `[*batch, *joint, outputs, columns]` in float64, at the mode.
         joint: how many of the axes before `outputs` one row of the root sums over: those of a datum's event, where it
             has one row for all of them.
+        weight: w, `[*batch, *joint]`, if it is known.
     """
 
     outputs: Callable[[Site], Tensor]
     vectors: Tensor
     joint: int = 0
+    weight: Tensor | None = None
+
+    @property
+    def live(self) -> Tensor:
+        """Which data have a weight, and a row that is not zero [n]."""
+        weight = self.vectors if self.weight is None else self.weight
+        return weight.flatten(1).any(1) if weight.dim() > 1 else weight != 0
 
     @property
     def num_obs(self) -> int | None:
         """Length of the first axis of the data; None where the site is a single datum."""
         return len(self.vectors) if self.vectors.dim() - 2 > self.joint else None
+
+    @property
+    def columns(self) -> int:
+        """Rows of the root that one datum has."""
+        return self.vectors.shape[1 : self.vectors.dim() - 2 - self.joint].numel() * self.vectors.shape[-1]
 
     def whiten(self, site: Site) -> Tensor:
         """Z = S'f `[*batch, columns]`, of a run anywhere."""
@@ -73,8 +86,7 @@ class Root:
 
     def live(self) -> Tensor:
         """Which data have a row that is not zero [n]; the others are masked, or a chunk's repetitions."""
-        live = [site_root.vectors.flatten(1).any(1) for site_root in self.sites.values()]
-        return torch.stack(live).any(0)
+        return torch.stack([site_root.live for site_root in self.sites.values()]).any(0)
 
 
 @dataclass(frozen=True)
@@ -83,12 +95,12 @@ class Curvature:
 
     Attributes:
         name: the option's value.
-        root: makes the root A of the curvature A'A at theta; None where every site gets its exact Hessian.
+        root: makes the root A of the curvature A'A from a run; None where every site gets its exact Hessian.
         seed: of what a random root draws in one pass over the data; None where nothing is drawn.
     """
 
     name: str
-    root: Callable[[Program, Theta, Chunk], Root] | None
+    root: Callable[[Program, Run, Chunk], Root] | None
     seed: int | None = None
 
     def drawn(self) -> "Curvature":
@@ -99,17 +111,26 @@ class Curvature:
         """
         return self if self.seed is None else replace(self, seed=int(torch.randint(2**31, ())))
 
-    def roots(self, program: Program, theta: Theta, data: Data) -> Iterator[tuple[Chunk, Root | None]]:
-        """One pass over the data, with the root on each chunk."""
-        for number, chunk in enumerate(program.chunks(data)):
-            if self.root is None:
-                yield chunk, None
-                continue
-            with undisturbed(rng=self.seed is not None), torch.no_grad():
-                if self.seed is not None:
-                    pyro.set_rng_seed((self.seed + number) % 2**32)
-                root = self.root(program, theta, chunk)
-            yield chunk, root
+    def roots(self, visit: Pass, captured: bool = True) -> Iterator[tuple[CapturedRun, Root | None]]:
+        """One pass over the data, with the root on each chunk.
+
+        Args:
+            visit: the pass.
+            captured: whether the operations that consume the free sites are wanted.
+
+        Yields:
+            the program's run, and the root on its chunk.
+        """
+        for number, run in enumerate(visit.runs(captured and self.root is not None)):
+            yield run, self._root(run, number)
+
+    def _root(self, run: CapturedRun, number: int) -> Root | None:
+        if self.root is None:
+            return None
+        with undisturbed(rng=self.seed is not None), torch.no_grad():
+            if self.seed is not None:
+                pyro.set_rng_seed((self.seed + number) % 2**32)
+            return self.root(run.program, run.run, run.chunk)
 
 
 def link_of(site: Site) -> Tensor:

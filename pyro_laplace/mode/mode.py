@@ -1,6 +1,6 @@
 """What is known of the point around which the posterior is built."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -12,18 +12,26 @@ class Mode:
     Attributes:
         theta: all latent sites, unconstrained [params].
         log_joint: log p(y, theta) there, the log-Jacobian included if the density is that of theta.
-        gradient_norm: Euclidean norm of its gradient in the random coordinates, in nats per unit of theta.
+        gradient: its gradient in the random coordinates [random], in nats per unit of theta, in float64.
         decrement: Newton decrement ``sqrt(g' Lambda^-1 g)``: the distance to the mode in posterior standard deviations.
-        num_random: number of random coordinates P; a decrement above 0.1 sqrt(P) is no mode.
         moved: whether the point was moved from where the map guide left it.
     """
 
-    theta: Tensor
+    theta: Tensor = field(repr=False)
     log_joint: float
-    gradient_norm: float
+    gradient: Tensor = field(repr=False)
     decrement: float
-    num_random: int
     moved: bool
+
+    @property
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the gradient."""
+        return float(self.gradient.norm())
+
+    @property
+    def num_random(self) -> int:
+        """Number of random coordinates P; a decrement above 0.1 sqrt(P) is no mode."""
+        return len(self.gradient)
 
     @property
     def allowed(self) -> float:

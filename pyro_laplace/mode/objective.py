@@ -69,10 +69,12 @@ class Objective:
     def _sum(self, theta: Theta) -> tuple[Scalar, Theta]:
         value = torch.zeros((), dtype=torch.float64, device=theta.device)
         gradient = torch.zeros_like(theta, dtype=torch.float64)
-        with undisturbed(), torch.no_grad():
+        leaf = theta.clone().requires_grad_()
+        with undisturbed(), torch.enable_grad():
             for chunk, prior in self._terms():
-                step, term = torch.func.grad_and_value(self._negative)(theta, chunk, prior)
-                value, gradient = value + term, gradient + step.double()
+                term = self._negative(leaf, chunk, prior)
+                (step,) = torch.autograd.grad(term, leaf)
+                value, gradient = value + term.detach(), gradient + step.double()
         return value, gradient
 
     def _terms(self) -> Iterator[tuple[Chunk, float]]:

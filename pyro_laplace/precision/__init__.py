@@ -4,10 +4,10 @@ from pyro_laplace.precision.block import Block
 from pyro_laplace.precision.build import build_precision, check_combination
 from pyro_laplace.precision.dense import Dense
 from pyro_laplace.precision.diag import Diag
-from pyro_laplace.precision.kron import Kron
+from pyro_laplace.precision.kron import Kron as KronBlock
 from pyro_laplace.precision.low_rank import DiagLowRank
 from pyro_laplace.precision.precision import Precision
-from pyro_laplace.precision.structure import LowRank, Structure, check_structure
+from pyro_laplace.precision.structure import Kron, LowRank, Structure, check_structure
 
 __all__ = [
     "Block",
@@ -15,6 +15,7 @@ __all__ = [
     "Diag",
     "DiagLowRank",
     "Kron",
+    "KronBlock",
     "LowRank",
     "Precision",
     "Structure",

@@ -1,11 +1,36 @@
 """What a block of a posterior precision is: a square root with the few operations that everything else needs."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """A basis in which Sigma is diagonal, and rows ``g (x) a`` of a Jacobian are still such products.
+
+    ``(J Sigma J')[nk, ml] = sum_oi v[o,i] g[n,k,o] a[n,i] g[m,l,o] a[m,i]`` for g and a in that basis.
+
+    Attributes:
+        outputs: what g [..., o] is multiplied by, [o, o]; None for nothing.
+        inputs: what a [..., i] is multiplied by, [i, i].
+        variances: v [o, i].
+    """
+
+    outputs: Tensor | None
+    inputs: Tensor | None
+    variances: Tensor
+
+    def rotate(self, gradients: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """G and a in the basis."""
+        return (
+            gradients if self.outputs is None else gradients @ self.outputs,
+            inputs if self.inputs is None else inputs @ self.inputs,
+        )
 
 
 class Block(torch.nn.Module, ABC):
@@ -43,3 +68,19 @@ class Block(torch.nn.Module, ABC):
     @abstractmethod
     def to_dense(self) -> Matrix:
         """Lambda [params, params]."""
+
+    @abstractmethod
+    def push(self, rows: Tensor) -> Tensor:
+        """R'^-1 j for each row j [..., params] of a Jacobian J: ``J Sigma J'`` is the result times its transpose."""
+
+    def diagonal_basis(self, index: Tensor, dtype: torch.dtype) -> Basis | None:
+        """The basis in which Sigma is diagonal and rows ``g (x) a`` stay products, where there is one.
+
+        Args:
+            index: coordinates [o, i] of the block that the rows cover, each once; -1 for one that is not in it.
+            dtype: of the basis.
+
+        Returns:
+            the basis, or None.
+        """
+        return None

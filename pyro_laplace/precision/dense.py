@@ -22,19 +22,21 @@ class Dense(Block):
         """Factorise a precision.
 
         Args:
-            matrix: Lambda, symmetric.
+            matrix: Lambda, of which the lower triangle is read. It is scaled in place, and given back as it was (to
+                rounding) if an error is raised.
 
         Raises:
             IndefiniteCurvature: if it is not positive definite.
         """
         super().__init__()
         matrix = matrix.double()
-        diagonal = matrix.diagonal()
+        diagonal = matrix.diagonal().clone()
         if not bool((diagonal > 0).all()):  # also catches nan
             raise IndefiniteCurvature("the posterior precision has a diagonal entry that is not positive")
         scale = diagonal.sqrt()
-        factor, info = torch.linalg.cholesky_ex(matrix / scale / scale.unsqueeze(-1))
+        factor, info = torch.linalg.cholesky_ex(matrix.div_(scale).div_(scale.unsqueeze(-1)))
         if bool(info):
+            matrix.mul_(scale).mul_(scale.unsqueeze(-1))
             raise IndefiniteCurvature("the posterior precision is not positive definite")
         self.register_buffer("scale", scale)
         self.register_buffer("scale_tril", factor)
@@ -74,3 +76,8 @@ class Dense(Block):
         """D L L' D."""
         root = self.scale.unsqueeze(-1) * self.scale_tril
         return root @ root.mT
+
+    def push(self, rows: Tensor) -> Tensor:
+        """L^-1 D^-1 j."""
+        scaled = (rows.to(self.scale) / self.scale).reshape(-1, self.size)
+        return torch.linalg.solve_triangular(self.scale_tril, scaled.mT, upper=False).mT.reshape(rows.shape).to(rows)

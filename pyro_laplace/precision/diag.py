@@ -1,10 +1,11 @@
 """A diagonal precision: every coordinate on its own."""
 
+import torch
 from torch import Tensor
 
 from pyro_laplace._errors import IndefiniteCurvature
 from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
-from pyro_laplace.precision.block import Block
+from pyro_laplace.precision.block import Basis, Block
 
 
 class Diag(Block):
@@ -54,3 +55,11 @@ class Diag(Block):
     def to_dense(self) -> Matrix:
         """diag(prec)."""
         return self.prec.diag()
+
+    def push(self, rows: Tensor) -> Tensor:
+        """``j / sqrt(prec)``."""
+        return (rows / self.prec.sqrt()).to(rows)
+
+    def diagonal_basis(self, index: Tensor, dtype: torch.dtype) -> Basis:
+        """The coordinates as they are."""
+        return Basis(None, None, torch.where(index < 0, 0.0, self.prec[index].reciprocal()).to(dtype))

@@ -10,26 +10,38 @@ from torch import Tensor
 
 from pyro_laplace._errors import IndefiniteCurvature
 from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
-from pyro_laplace.precision.block import Block
+from pyro_laplace.precision.block import Basis, Block
 
 
 class Kron(Block):
     """Lambda over the entries of a weight [out, in], row by row; its root is ``R = diag(lambda)^1/2 (Q (x) U)' W``."""
 
+    beta: Tensor
+    alpha: Tensor
     out_basis: Tensor
     in_basis: Tensor
     eigenvalues: Tensor
     out_scale: Tensor
     in_scale: Tensor
 
-    def __init__(self, out_factor: Tensor, in_factor: Tensor, out_prior: Tensor, in_prior: Tensor) -> None:
-        """Factorise ``B (x) A + diag(d_out (x) d_in)``.
+    def __init__(
+        self,
+        out_factor: Tensor,
+        in_factor: Tensor,
+        out_prior: Tensor,
+        in_prior: Tensor,
+        count: int = 1,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        """Factorise ``B (x) A / count + diag(d_out (x) d_in)``.
 
         Args:
             out_factor: B [out, out].
             in_factor: A [in, in].
             out_prior: d_out [out]; all zeros for a flat prior.
             in_prior: d_in [in].
+            count: number of data (and positions) that both factors are sums over.
+            dtype: in which the eigenbases are computed.
 
         Raises:
             IndefiniteCurvature: if Lambda is not positive definite.
@@ -38,16 +50,41 @@ class Kron(Block):
         flat = not bool((out_prior != 0).any())
         out_scale = torch.ones_like(out_prior) if flat else out_prior.sqrt()
         in_scale = torch.ones_like(in_prior) if flat else in_prior.sqrt()
-        beta, out_basis = torch.linalg.eigh(out_factor / out_scale / out_scale.unsqueeze(-1))
-        alpha, in_basis = torch.linalg.eigh(in_factor / in_scale / in_scale.unsqueeze(-1))
-        eigenvalues = beta.clamp(min=0).unsqueeze(-1) * alpha.clamp(min=0) + (0.0 if flat else 1.0)
+        beta, out_basis = _eigh(out_factor / out_scale / out_scale.unsqueeze(-1), dtype)
+        beta = beta.clamp(min=0) / count
+        alpha, in_basis = _eigh(in_factor / in_scale / in_scale.unsqueeze(-1), dtype)
+        alpha = alpha.clamp(min=0)
+        eigenvalues = beta.unsqueeze(-1) * alpha + (0.0 if flat else 1.0)
         if not bool((eigenvalues > 0).all()):
             raise IndefiniteCurvature("a Kronecker factor is singular, and the prior is flat")
+        self.count, self.flat = count, flat
+        self.register_buffer("beta", beta)
+        self.register_buffer("alpha", alpha)
         self.register_buffer("out_basis", out_basis)
         self.register_buffer("in_basis", in_basis)
         self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("out_scale", out_scale)
         self.register_buffer("in_scale", in_scale)
+
+    def updated(self, out_factor: Tensor, in_factor: Tensor, count: int) -> "Kron":
+        """The block with the factors of further data added to its own.
+
+        Args:
+            out_factor: sum of g g' over them [out, out].
+            in_factor: sum of a a' [in, in].
+            count: their number.
+
+        Returns:
+            ``(B + B') (x) (A + A') / (count + count') + diag(d_out (x) d_in)``.
+        """
+        own_out, own_in = self.out_scale.unsqueeze(-1) * self.out_basis, self.in_scale.unsqueeze(-1) * self.in_basis
+        return Kron(
+            out_factor + self.count * (own_out * self.beta) @ own_out.mT,
+            in_factor + (own_in * self.alpha) @ own_in.mT,
+            self.out_scale.square() * (not self.flat),
+            self.in_scale.square() * (not self.flat),
+            self.count + count,
+        )
 
     @property
     def size(self) -> int:
@@ -86,6 +123,20 @@ class Kron(Block):
         root = self.whiten(torch.eye(self.size, dtype=self.eigenvalues.dtype, device=self.eigenvalues.device))
         return root @ root.mT
 
+    def push(self, rows: Tensor) -> Tensor:
+        """Lambda^-1/2 (Q (x) U)' W^-1 j."""
+        scaled = self._weights(rows) / self.out_scale.unsqueeze(-1) / self.in_scale
+        return (self._to_basis(scaled) / self.eigenvalues.sqrt()).flatten(-2).to(rows)
+
+    def diagonal_basis(self, index: Tensor, dtype: torch.dtype) -> Basis | None:
+        """W_out^-1 Q and W_in^-1 U, where the rows cover the weight as a whole."""
+        if index.shape != self.eigenvalues.shape or not torch.equal(
+            index.reshape(-1), torch.arange(self.size).to(index)
+        ):
+            return None
+        out_root, in_root = self.out_basis / self.out_scale.unsqueeze(-1), self.in_basis / self.in_scale.unsqueeze(-1)
+        return Basis(out_root.to(dtype), in_root.to(dtype), self.eigenvalues.reciprocal().to(dtype))
+
     def _weights(self, x: Tensor) -> Tensor:
         return x.to(self.eigenvalues).reshape(*x.shape[:-1], *self.eigenvalues.shape)
 
@@ -100,3 +151,9 @@ class Kron(Block):
 
     def _from_basis(self, weights: Tensor) -> Tensor:
         return self.out_basis @ weights @ self.in_basis.mT
+
+
+def _eigh(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, computed in a dtype and given in float64."""
+    values, vectors = torch.linalg.eigh(matrix.to(dtype))
+    return values.double(), vectors.double()

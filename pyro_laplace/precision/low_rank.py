@@ -76,6 +76,11 @@ class DiagLowRank(Block):
         root = self.scale.unsqueeze(-1) * self.basis
         return self.scale.square().diag() + (root * self.eigenvalues) @ root.mT
 
+    def push(self, rows: Tensor) -> Tensor:
+        """X + Q ((1 + s)^-1/2 - 1) Q'x of x = D^-1/2 j."""
+        change = (1 + self.eigenvalues).rsqrt() - 1
+        return self._changed(rows.to(self.scale) / self.scale, change).to(rows)
+
     def _changed(self, x: Tensor, change: Tensor) -> Tensor:
         """X + Q diag(change) Q'x of x [..., params]."""
         return x + ((x @ self.basis) * change) @ self.basis.mT

@@ -65,6 +65,14 @@ class Precision(Block):
         dense = torch.block_diag(*(block.to_dense() for block in self.blocks))
         return self._place(self._place(dense).mT).mT.to(self.dtype)
 
+    def push(self, rows: Tensor) -> Tensor:
+        """R'^-1 j for rows j [..., params] of a Jacobian."""
+        return self._each("push", rows)
+
+    def placed(self) -> list[tuple[Tensor, Block]]:
+        """Each block with its coordinates [block size]."""
+        return list(zip(self.order.split(self.sizes), self.blocks, strict=True))
+
     def _each(self, operation: str, x: Tensor) -> Tensor:
         """Apply a block's operation to its coordinates of x [..., params]."""
         taken = x if self._sorted else x.index_select(-1, self.order)

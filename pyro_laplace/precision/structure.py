@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from pyro_laplace._errors import InvalidOption
+from pyro_laplace._errors import InvalidOption, check_option
 
 NAMES = ("full", "block", "kron", "diag")
 """The structures that have no option of their own."""
@@ -30,7 +30,27 @@ class LowRank:
             raise InvalidOption(f"LowRank(rank={self.rank!r}): give the number of eigenpairs to keep, at least 1")
 
 
-Single = str | LowRank
+@dataclass(frozen=True)
+class Kron:
+    """The structure "kron", with a choice of how T positions that share a weight (a convolution's, a sequence's) count.
+
+    Eschenhagen et al. 2023, "Kronecker-factored approximate curvature for modern neural network architectures".
+
+    Attributes:
+        shared: "expand" takes them for T independent data, ``(sum_nt g g') (x) (sum_nt a a') / (N T)``, which suits
+            outputs at every position; "reduce" for one with their mean input and summed gradient,
+            ``(sum_n (sum_t g)(sum_t g)') (x) (sum_n (mean_t a)(mean_t a)') / N``, which suits an output that averages
+            over positions, and is cheaper. They differ for shared weights only.
+    """
+
+    shared: str = "expand"
+
+    def __post_init__(self) -> None:
+        """Check the choice."""
+        check_option("shared", self.shared, ("expand", "reduce"))
+
+
+Single = str | LowRank | Kron
 """One structure for a group of sites."""
 
 Structure = Single | Mapping[str, Single]
@@ -46,7 +66,7 @@ def check_structure(structure: object) -> None:
     Raises:
         InvalidOption: naming it, and listing what is possible.
     """
-    single = f"{', '.join(map(repr, NAMES))} or pl.LowRank(rank)"
+    single = f"{', '.join(map(repr, NAMES))}, pl.Kron(shared) or pl.LowRank(rank)"
     if isinstance(structure, Mapping):
         if not structure:
             raise InvalidOption(f"structure is an empty mapping: give {{site glob: structure}}, of {single}")
@@ -91,4 +111,4 @@ def group_sites(structure: Mapping[str, Single], sites: Iterable[str]) -> list[t
 
 
 def _is_single(structure: object) -> bool:
-    return isinstance(structure, LowRank) or (isinstance(structure, str) and structure in NAMES)
+    return isinstance(structure, LowRank | Kron) or (isinstance(structure, str) and structure in NAMES)

@@ -2,8 +2,24 @@
 
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.initial import init_to_start
-from pyro_laplace.program.program import Program, datum_weight, log_lik_of, sum_log_lik
-from pyro_laplace.program.run import Run, Site
+from pyro_laplace.program.program import Program, add_up, datum_weight, log_lik_of, sum_log_lik
+from pyro_laplace.program.run import Run, Site, is_enumerated, without_masked_nan
 from pyro_laplace.program.sites import Latent
+from pyro_laplace.program.supports import FromTriangle, LowerTriangle
 
-__all__ = ["Chunk", "Latent", "Program", "Run", "Site", "datum_weight", "init_to_start", "log_lik_of", "sum_log_lik"]
+__all__ = [
+    "Chunk",
+    "FromTriangle",
+    "Latent",
+    "LowerTriangle",
+    "Program",
+    "Run",
+    "Site",
+    "add_up",
+    "datum_weight",
+    "init_to_start",
+    "is_enumerated",
+    "log_lik_of",
+    "sum_log_lik",
+    "without_masked_nan",
+]

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 _PRODUCTS = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "einsum",
     "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding",
-    "tensordot", "dot", "inner",
+    "tensordot", "dot", "inner", "multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu",
 }  # fmt: skip
 _SUMS = {"add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__"}
 

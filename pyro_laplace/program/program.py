@@ -1,7 +1,7 @@
 """The Pyro program as functions of theta: log prior, log likelihood per datum, and the distributions of its data."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,15 +12,19 @@ from pyro_laplace._compat import scale_and_mask, undisturbed
 from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk, index_chunks
+from pyro_laplace.program.marginal import marginalise
 from pyro_laplace.program.run import Recorder, Run, Site, run_model
 from pyro_laplace.program.sites import Latent, pack, unpack
 from pyro_laplace.program.validate import (
     latent_layout,
+    nesting_of,
     refuse_missing,
     refuse_no_likelihood,
     refuse_outside,
     refuse_randomness,
+    refuse_shared_discrete,
     refuse_surplus,
+    refuse_used_missing,
     start_value,
 )
 
@@ -38,6 +42,10 @@ class Program:
         own_indices: plates that draw the indices of their data themselves: name to (size, subsample size).
         terms: names of the terms of the log likelihood: the observed sites, and the factors inside plates.
         external: plates that stand for more data than one call brings: name to (size, visited in one pass).
+        hidden: sites that are latent to Pyro and not part of theta: discrete ones that are enumerated, and what
+            `obs_mask` leaves unobserved.
+        nesting: number of axes that plates take, where discrete sites are enumerated to the left of them; None where
+            there are none.
         start: theta at the values the program was traced with.
     """
 
@@ -48,6 +56,8 @@ class Program:
     terms: frozenset[str] = frozenset()
     own_indices: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     external: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
+    nesting: int | None = None
     start: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @staticmethod
@@ -65,23 +75,36 @@ class Program:
         Raises:
             UnsupportedProgram: if a construct has no Laplace approximation, naming the site and what to do.
         """
-        with undisturbed(), torch.no_grad():
+        with undisturbed() as before, torch.no_grad():
             first = data.first()
             fill = start_value if values is None else refuse_missing
-            run = run_model(model, first, Recorder(values or {}, fill=fill))
+            with torch.enable_grad():
+                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True))
+            drew = before is not None and not before.is_current()
             refuse_no_likelihood(run, data.one_batch)
             latents = latent_layout(run)
             refuse_surplus(run, values or {})
             refuse_outside(run)
-            theta = pack(latents, {name: site.value for name, site in run.latents.items()})
-            program = Program(model, latents, tuple(run.observed), start=theta)
-            here, again = program.run(theta, Chunk(first)), program.run(theta, Chunk(first))
-            refuse_randomness(*(sum_log_lik(r, Chunk(first)) + program.log_prior_of(r, theta) for r in (here, again)))
+            refuse_used_missing(run)
+            theta = pack(latents, {name: site.value.detach() for name, site in run.latents.items()})
+            program = Program(
+                model,
+                latents,
+                observed=tuple(run.observed),
+                derived=frozenset(name for name, site in run.observed.items() if site.value.requires_grad),
+                hidden=frozenset({**run.discrete, **run.missing}),
+                nesting=nesting_of(run) if run.discrete else None,
+                start=theta,
+            )
+            if run.discrete:
+                run = program.run(theta, Chunk(first))
+                refuse_shared_discrete(run, data.one_batch)
+            program = replace(program, terms=frozenset(likelihood_sites(run)))
+            if drew:
+                runs = [program.run(theta, Chunk(first)) for _ in range(2)]
+                refuse_randomness(*(sum_log_lik(r, Chunk(first)) + program.log_prior_of(r, theta) for r in runs))
             own = run.subsampled if data.one_batch and program._reads_indices(theta, first, run) else {}
-            derived = program._derived(here, program.run(theta + 1e-2, Chunk(first)))
-            terms = frozenset(log_lik_of(here, Chunk(first)))
-            external = program._external(data, here, own)
-            return Program(model, latents, program.observed, derived, terms, own, external, theta)
+            return replace(program, own_indices=own, external=program._external(data, run, own))
 
     @cached_property
     def layout(self) -> dict[str, slice]:
@@ -117,8 +140,10 @@ class Program:
 
     def run_at(self, values: Values, chunk: Chunk, sample: bool = False) -> Run:
         """Run the program at given site values."""
-        recorder = Recorder(values, frozenset(self.observed), sample=sample, indices=chunk.indices)
-        return run_model(self.model, chunk.batch, recorder)
+        nesting = None if sample else self.nesting
+        recorder = Recorder(values, frozenset(self.observed), sample=sample, indices=chunk.indices, nesting=nesting)
+        run = run_model(self.model, chunk.batch, recorder)
+        return run if nesting is None else marginalise(run, nesting)
 
     def log_prior(
         self, theta: Tensor, chunk: Chunk, jacobian: bool = True, sites: frozenset[str] | None = None
@@ -140,17 +165,14 @@ class Program:
         self, run: Run, theta: Tensor, jacobian: bool = True, sites: frozenset[str] | None = None
     ) -> Scalar:
         """`log_prior` read off a run that was made at theta."""
-        total = torch.zeros((), dtype=torch.float64, device=theta.device)
-        for name, latent in self.latents.items():
-            if sites is None or name in sites:
-                total = total + run.latents[name].log_prob().double().sum()
-                if jacobian and latent.constrained:
-                    total = total + latent.log_abs_det_jacobian(theta[latent.slice]).double()
+        chosen = {name: latent for name, latent in self.latents.items() if sites is None or name in sites}
+        terms = [run.latents[name].log_prob() for name in chosen]
+        if jacobian:
+            moved = (latent for latent in chosen.values() if latent.constrained)
+            terms += [latent.log_abs_det_jacobian(theta[latent.slice]) for latent in moved]
         if sites is None:
-            for site in run.factors.values():
-                if not site.frames:
-                    total = total + site.log_prob().double().sum()
-        return total
+            terms += [site.log_prob() for site in run.factors.values() if not site.frames]
+        return add_up(terms, theta)
 
     def log_lik(self, theta: Tensor, chunk: Chunk) -> dict[str, Tensor]:
         """Log likelihood per datum, scaled and masked as in the program.
@@ -176,12 +198,6 @@ class Program:
             for chunk in self.chunks(data):
                 self.run(self.start, chunk)
 
-    @staticmethod
-    def _derived(here: Run, there: Run) -> frozenset[str]:
-        """Observed sites whose values change between two points."""
-        pairs = ((name, site.value, there.observed[name].value) for name, site in here.observed.items())
-        return frozenset(name for name, value, other in pairs if not torch.equal(value, other))
-
     def _reads_indices(self, theta: Theta, batch: Batch, run: Run) -> bool:
         """Whether the data that the model sees depend on the indices its subsampling plates draw."""
         if not run.subsampled:
@@ -190,7 +206,7 @@ class Program:
         for name, (size, subsample_size) in run.subsampled.items():
             shifted[name] = torch.arange(size - subsample_size, size)
         other = self.run(theta, Chunk(batch, shifted))
-        pairs = zip(run.observed.values(), other.observed.values(), strict=True)
+        pairs = zip(likelihood_sites(run).values(), likelihood_sites(other).values(), strict=True)
         return any(not torch.equal(a.value, b.value) or not torch.equal(a.log_prob(), b.log_prob()) for a, b in pairs)
 
     def _external(self, data: Data, first: Run, own: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
@@ -198,7 +214,7 @@ class Program:
         visited: dict[str, tuple[int, int]] = {}
         for number, batch in enumerate(data):
             run = self.run(self.start, Chunk(batch)) if number else first
-            frames = {frame.name: frame for site in run.observed.values() for frame in site.frames}
+            frames = {frame.name: frame for site in likelihood_sites(run).values() for frame in site.frames}
             if all(frame.full_size in (None, frame.size) or name in own for name, frame in frames.items()):
                 return {}
             for name, frame in frames.items():
@@ -208,15 +224,25 @@ class Program:
 
 
 def log_lik_of(run: Run, chunk: Chunk) -> dict[str, Tensor]:
-    """`Program.log_lik` read off a run: observed sites, and factors inside plates."""
-    sites = {**run.observed, **{name: site for name, site in run.factors.items() if site.frames}}
-    return {name: weigh(site, chunk, site.own_log_prob()) for name, site in sites.items()}
+    """`Program.log_lik` read off a run."""
+    return {name: weigh(site, chunk, site.own_log_prob()) for name, site in likelihood_sites(run).items()}
+
+
+def likelihood_sites(run: Run) -> dict[str, Site]:
+    """What makes up the log likelihood: observed sites, and factors inside plates."""
+    return {**run.observed, **{name: site for name, site in run.factors.items() if site.frames}}
 
 
 def sum_log_lik(run: Run, chunk: Chunk) -> Scalar:
     """Log likelihood of a chunk, summed in float64."""
-    parts = [lik.double().sum() for lik in log_lik_of(run, chunk).values()]
-    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+    return add_up(log_lik_of(run, chunk).values())
+
+
+def add_up(terms: Iterable[Tensor], like: Tensor | None = None) -> Scalar:
+    """The sum of all entries of some tensors, in float64."""
+    sums = [term.double().sum() for term in terms]
+    device = None if like is None else like.device
+    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64, device=device)
 
 
 def weigh(site: Site, chunk: Chunk, per_datum: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """One run of the program with given values: what each sample statement was, and how much it counts."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,13 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_laplace._compat import scale_and_mask, site_is_deterministic, site_is_factor, site_is_subsample
+from pyro_laplace._compat import (
+    Enumeration,
+    scale_and_mask,
+    site_is_deterministic,
+    site_is_factor,
+    site_is_subsample,
+)
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace._typing import Values
 from pyro_laplace.data import Batch
@@ -69,6 +76,14 @@ class Run:
     params: dict[str, Tensor] = field(default_factory=dict)
     subsampled: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Plates that draw their own indices: name to (size, subsample size)."""
+    discrete: dict[str, Site] = field(default_factory=dict)
+    """Latent sites that are to be enumerated."""
+    missing: dict[str, Site] = field(default_factory=dict)
+    """What `obs_mask` leaves unobserved, with placeholders for values."""
+    axes: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Where sites were enumerated: of each site, axis to what identifies the discrete site along it."""
+    own_axis: dict[str, int] = field(default_factory=dict)
+    """The axis of each site that was enumerated."""
 
 
 Fill = Callable[[Mapping[str, Any]], Tensor]
@@ -84,6 +99,9 @@ class Recorder(Messenger):
         sample: what to do at observed sites. False: keep the data, and put zeros where there are none (only the
             distributions are wanted). True: draw from the likelihood, data or not.
         indices: plate name to the indices it shall visit.
+        leaves: whether latent values become leaves of a graph, which shows what depends on them.
+        nesting: number of axes that plates take, to the left of which marked discrete sites have all their values at
+            once; None leaves them at one value, or a draw where the observed sites are drawn.
     """
 
     def __init__(
@@ -93,21 +111,38 @@ class Recorder(Messenger):
         fill: Fill | None = None,
         sample: bool = False,
         indices: Mapping[str, Tensor] | None = None,
+        leaves: bool = False,
+        nesting: int | None = None,
     ) -> None:
         super().__init__()
+        self.nesting = nesting
+        self.enumeration = None if nesting is None else Enumeration(nesting)
+        self.leaves = leaves
         self.values, self.observed, self.fill, self.sample, self.indices = values, observed, fill, sample, indices or {}
         self.run = Run()
 
     def _process_message(self, msg: Any) -> None:
         msg["stop"] = True
-        if msg["type"] == "sample":
-            if site_is_subsample(msg):
-                self._subsample(msg)
-            elif not site_is_deterministic(msg) and not site_is_factor(msg):
-                if msg["is_observed"] or msg["name"] in self.observed:
-                    self._observe(msg)
-                else:
-                    self._replace(msg)
+        if msg["type"] != "sample":
+            return
+        if site_is_subsample(msg):
+            self._subsample(msg)
+            return
+        missing = self._is_missing(msg)
+        if missing:
+            msg["infer"]["enumerate"] = None
+        own_axis = None if self.enumeration is None else self.enumeration.enumerate(msg)
+        if own_axis is not None:
+            self.run.own_axis[msg["name"]] = own_axis
+        elif not site_is_deterministic(msg) and not site_is_factor(msg):
+            if msg["is_observed"] or msg["name"] in self.observed:
+                self._observe(msg)
+            elif missing:
+                self._leave_out(msg)
+            elif is_enumerated(msg):
+                self._take_one(msg)
+            else:
+                self._replace(msg)
 
     def _subsample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -118,6 +153,29 @@ class Recorder(Messenger):
             msg["value"] = torch.arange(subsample_size, device=fn.device) if index is None else index
             msg["done"] = True
 
+    def _is_missing(self, msg: Any) -> bool:
+        """Whether this is the other half of a site with `obs_mask`: what of it was not observed."""
+        stem, found, _ = msg["name"].rpartition("_unobserved")
+        return bool(found) and f"{stem}_observed" in self.run.observed
+
+    def _leave_out(self, msg: Any) -> None:
+        if not self.sample:
+            value = _zeros(msg["fn"])
+            if self.leaves and value.is_floating_point():
+                value = value.clone().requires_grad_()
+            msg["value"], msg["done"] = value, True
+
+    def _take_one(self, msg: Any) -> None:
+        """Of a discrete site that is not enumerated on this run: its first value, while the structure is read."""
+        if self.fill is not None:
+            msg["value"], msg["done"] = msg["fn"].enumerate_support(expand=True)[0], True
+        elif not self.sample:
+            raise UnsupportedProgram(
+                f"latent site {msg['name']!r} is discrete and was summed out when the posterior was fitted: what the "
+                "program says at one of its values alone is not asked for. Draw through the program instead, with "
+                "pyro.infer.Predictive or pyro_laplace.Predictive"
+            )
+
     def _observe(self, msg: Any) -> None:
         msg["given"] = msg["value"] is not None
         if self.sample:
@@ -125,13 +183,17 @@ class Recorder(Messenger):
         elif msg["value"] is None:
             msg["value"] = _zeros(msg["fn"])
             msg["is_observed"] = True
+        else:
+            msg["value"] = without_masked_nan(msg["value"], msg["mask"], msg["fn"])
 
     def _replace(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.values:
             value = self.values[name]
             expected = msg["fn"].shape()
-            if value.shape != expected:
+            if value.shape != (
+                expected if self.nesting is None else _without_enumerated(msg["fn"], self.nesting, value)
+            ):
                 plates = [frame.name for frame in msg["cond_indep_stack"]]
                 inside = f" inside the plates {plates}" if plates else ""
                 raise UnsupportedProgram(
@@ -148,7 +210,7 @@ class Recorder(Messenger):
                 f"{sorted(self.values)}. If it is an observed site, give its data; else the program's structure must "
                 "not change from call to call"
             )
-        msg["value"], msg["done"] = value, True
+        msg["value"], msg["done"] = value.detach().requires_grad_() if self.leaves else value, True
 
     def _postprocess_message(self, msg: Any) -> None:
         name = msg["name"]
@@ -156,6 +218,8 @@ class Recorder(Messenger):
             self.run.params[name] = msg["value"]
         if msg["type"] != "sample" or site_is_subsample(msg):
             return
+        if self.enumeration is not None:
+            self.run.axes[name] = self.enumeration.axes(msg)
         frames = tuple(msg["cond_indep_stack"])
         for frame in frames:
             if not frame.vectorized:
@@ -171,15 +235,54 @@ class Recorder(Messenger):
             self.run.factors[name] = site
         elif msg["is_observed"] or name in self.observed:
             self.run.observed[name] = site
+        elif self._is_missing(msg):
+            self.run.missing[name] = site
+        elif is_enumerated(msg):
+            self.run.discrete[name] = site
         else:
             self.run.latents[name] = site
 
 
 def run_model(model: Callable[..., Any], batch: Batch, recorder: Recorder) -> Run:
     """Call the model on a batch under a recorder."""
-    with recorder:
+    with ExitStack() as stack:
+        if recorder.enumeration is not None:
+            stack.enter_context(recorder.enumeration)
+        stack.enter_context(recorder)
         model(*batch.args, **batch.kwargs)
     return recorder.run
+
+
+def is_enumerated(msg: Mapping[str, Any]) -> bool:
+    """Whether a sample message asks for its site to be summed out: ``infer={"enumerate": "parallel"}``."""
+    return (msg["infer"] or {}).get("enumerate") == "parallel" and msg["fn"].has_enumerate_support
+
+
+def without_masked_nan(value: Tensor, mask: Any, fn: Any) -> Tensor:
+    """Data whose masked NaNs are replaced by a value that was observed: the gradient of a NaN is one, masked or not.
+
+    Args:
+        value: of an observed site.
+        mask: of `poutine.mask`.
+        fn: the site's distribution.
+
+    Returns:
+        the data, the same where nothing is to be replaced.
+    """
+    if not isinstance(mask, Tensor) or not value.is_floating_point() or not bool((bad := value.isnan()).any()):
+        return value
+    event_dims = len(fn.event_shape)
+    keep = mask.expand(value.shape[: value.dim() - event_dims])
+    seen = value[keep & ~bad.flatten(keep.dim()).any(-1)] if event_dims else value[keep & ~bad]
+    keep = keep.reshape(keep.shape + (1,) * event_dims)
+    return torch.where(keep, value, seen[0] if len(seen) else torch.zeros_like(value))
+
+
+def _without_enumerated(fn: Any, nesting: int, value: Tensor) -> torch.Size:
+    """The shape of a site whose distribution may have axes to the left of all plates."""
+    shape = fn.shape()[max(0, len(fn.batch_shape) - nesting) :]
+    extra = max(0, len(shape) - value.dim())
+    return shape[extra:] if all(size == 1 for size in shape[:extra]) else shape
 
 
 def _zeros(fn: Any) -> Tensor:

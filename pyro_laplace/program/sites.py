@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Latent:
         """Number of coordinates in theta."""
         return self.slice.stop - self.slice.start
 
-    @property
+    @cached_property
     def constrained(self) -> bool:
         """Whether the map to unconstrained space is anything but the identity."""
         support = self.support
@@ -54,13 +55,16 @@ class Latent:
     def constrain(self, part: Tensor) -> Tensor:
         """Unconstrained coordinates [..., size] to the site's value `[..., *shape]`."""
         batch = part.shape[:-1]
+        if not self.constrained:
+            return part.reshape((*batch, *self.unconstrained_shape))
         if not self.unconstrained_shape:  # forward-mode AD promotes tangents of 0-dim tensors to float64
             return biject_to(self.support)(part).reshape(batch)
         return biject_to(self.support)(part.reshape((*batch, *self.unconstrained_shape)))
 
     def unconstrain(self, value: Tensor) -> Tensor:
         """The site's value `[*shape]` to its coordinates [size]."""
-        return biject_to(self.support).inv(value.expand(self.shape)).reshape(-1)
+        value = value.expand(self.shape)
+        return (biject_to(self.support).inv(value) if self.constrained else value).reshape(-1)
 
     def log_abs_det_jacobian(self, part: Tensor) -> Tensor:
         """``log |d value / d coordinates|``, summed over the site."""

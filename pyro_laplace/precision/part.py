@@ -1,0 +1,98 @@
+"""What a structure is built of, and the dense block that every structure falls back to."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._compat import LinAlgError
+from pyro_laplace._errors import IndefiniteCurvature, LaplaceWarning
+from pyro_laplace.curvature import Curvature, Gram, Pass, Point, Prior
+from pyro_laplace.precision.block import Block
+from pyro_laplace.precision.dense import Dense
+from pyro_laplace.precision.explain import explain
+from pyro_laplace.precision.previous import Previous
+from pyro_laplace.program import Program
+
+Placed = list[tuple[Tensor, Block]]
+"""Blocks with their free coordinates."""
+
+
+Base = Prior | Previous
+"""What the likelihood's curvature is added to: the prior's, or a posterior's that new data update."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a structure is built of: the free coordinates of a pass, or some of them.
+
+    Attributes:
+        curvature: how the likelihood's curvature is measured.
+        visit: the pass over the data.
+        point: theta and the coordinates.
+        base: what the likelihood's curvature is added to.
+    """
+
+    curvature: Curvature
+    visit: Pass
+    point: Point
+    base: Base
+
+    @property
+    def program(self) -> Program:
+        """The traced program."""
+        return self.visit.program
+
+    @property
+    def everything(self) -> Tensor:
+        """All coordinates by number."""
+        return torch.arange(len(self.point.index), device=self.point.index.device)
+
+
+def dense_block(likelihood: Gram, base: Base, part: Part, point: Point) -> Block:
+    """A dense block.
+
+    Args:
+        likelihood: the likelihood's curvature; it is used up.
+        base: what it is added to.
+        part: of which the block is all or a part.
+        point: theta and the block's coordinates.
+
+    Returns:
+        the block.
+
+    Raises:
+        IndefiniteCurvature: if the point is no maximum in some direction, naming the sites that form it.
+    """
+    base.add_to(likelihood.lower, likelihood.order)
+    try:
+        return Dense(likelihood.lower)
+    except IndefiniteCurvature:
+        total = likelihood.matrix()
+        if part.curvature.root is None:
+            raise IndefiniteCurvature(explain(total, part.program, point, part.curvature)) from None
+    # the likelihood part is positive semi-definite by construction, so the prior's convex directions are to blame
+    try:
+        values, vectors = torch.linalg.eigh(base.matrix())
+        convex = (vectors * values.clamp(max=0)) @ vectors.mT
+        block = Dense((total - convex)[likelihood.order.unsqueeze(1), likelihood.order])
+    except (IndefiniteCurvature, LinAlgError):
+        raise IndefiniteCurvature(explain(total, part.program, point, part.curvature)) from None
+    warnings.warn(
+        f"the log prior is convex at this point in {int((values < 0).sum())} directions, and the data do not make up "
+        "for it; their curvature was set to zero. The posterior is wider there than this approximation can say",
+        LaplaceWarning,
+        stacklevel=4,
+    )
+    return block
+
+
+def of_sites(names: Iterable[str], program: Program, point: Point) -> Tensor:
+    """Where the coordinates of some sites lie among a point's free ones, ascending."""
+    taken = torch.zeros(len(point.index), dtype=torch.bool, device=point.index.device)
+    for name in names:
+        place = program.layout[name]
+        taken |= (point.index >= place.start) & (point.index < place.stop)
+    return taken.nonzero()[:, 0]
