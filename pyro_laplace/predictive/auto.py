@@ -9,10 +9,11 @@ from pyro_laplace.data import as_data
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.likelihood import likelihood_of
 from pyro_laplace.predictive.linearized import LinearizedProgram, linearize
+from pyro_laplace.predictive.nonlinearity import nonlinearity
 from pyro_laplace.program import Program
 
 LINEAR = 0.1
-"""`AutoLaplace.nonlinearity` up to which the program counts as linear within the posterior: it then predicts itself.
+"""`nonlinearity` up to which the program counts as linear within the posterior: it then predicts itself.
 
 Measured: regressions, generalised linear models and last layers 0.000; a Dirichlet site 0.12, where both programs
 predict the same to 1e-3 nats a datum; beyond, the linearised one is nearer to NUTS. Log density a datum (linearised,
@@ -30,7 +31,8 @@ def predictive_model(
         model: the Pyro program, or one that is linearised already; that one is used as it is.
         posterior: whatever the draws come from.
         data: the data, by which the observed sites' distributions are known.
-        linearized: "auto" linearises for an `AutoLaplace` whose `nonlinearity` exceeds `LINEAR`; True or False decide.
+        linearized: "auto" linearises for an `AutoLaplace` with a `nonlinearity` above `LINEAR`; True or False
+            decide.
 
     Returns:
         the model, or `linearize(model, posterior)`.
@@ -43,13 +45,16 @@ def predictive_model(
         return model
     if linearized is True:
         return linearize(model, posterior)
-    if not isinstance(posterior, AutoLaplace) or posterior.curvature == "hessian" or posterior.nonlinearity <= LINEAR:
+    if not isinstance(posterior, AutoLaplace) or posterior.curvature == "hessian":
+        return model
+    bent = nonlinearity(model, posterior, as_data(data))
+    if bent <= LINEAR:
         return model
     unknown = _without_link(model, posterior, data)
     if not unknown:
         return linearize(model, posterior)
     warnings.warn(
-        f"the program is not linear within the posterior (nonlinearity {posterior.nonlinearity:.2g}), but it cannot be "
+        f"the program is not linear within the posterior (nonlinearity {bent:.2g}), but it cannot be "
         f"linearised: the link of {', '.join(unknown)} is not known. Its draws go through the nonlinear program, where "
         "a posterior over all weights of a network predicts badly; subset='last_layer' does not have that fault. "
         "linearized=False accepts it as it is",

@@ -15,6 +15,7 @@ from pyro_laplace._compat import site_is_deterministic, site_is_factor, site_is_
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.guide import AutoLaplace
+from pyro_laplace.predictive.vectorize import over_rows
 from pyro_laplace.program.sites import unpack
 
 _CHUNK = 256
@@ -154,16 +155,11 @@ class _Latents(Messenger):
 def _of_guide(guide: Callable[..., Any], batch: Batch, num_samples: int) -> dict[str, Tensor]:
     """Draws from any guide: vectorised, or one by one where it does not vectorise; no trace is kept."""
 
-    def draw(_: Tensor) -> dict[str, Tensor]:
+    def draw(_: Mapping[str, Tensor]) -> dict[str, Tensor]:
         latents = _Latents()
         with latents:
             guide(*batch.args, **batch.kwargs)
         return latents.values
 
     with undisturbed(rng=False), torch.no_grad():
-        count = torch.arange(num_samples)
-        try:
-            return torch.func.vmap(draw, randomness="different", chunk_size=_CHUNK)(count)
-        except RuntimeError:  # an error of the guide's own comes again below
-            rows = [draw(index) for index in count]
-            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return over_rows(draw, {}, num_samples, _CHUNK)

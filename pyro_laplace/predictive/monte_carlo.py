@@ -10,10 +10,8 @@ from pyro_laplace._compat import undisturbed
 from pyro_laplace._errors import InvalidOption, UnsupportedProgram
 from pyro_laplace._typing import Values
 from pyro_laplace.data import Data
+from pyro_laplace.predictive.vectorize import Widest, over_rows
 from pyro_laplace.program import Chunk, Program, Run, log_lik_of
-
-CHUNK_ELEMENTS = 2**25
-"""Elements that the observed sites of one vectorised pass may hold."""
 
 
 def draw_log_lik(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
@@ -78,18 +76,10 @@ def over_draws(
         return dict(read(program.run_at(values, chunk, sample), chunk))
 
     with undisturbed(rng=False), torch.no_grad():
-        first = at({name: value[0] for name, value in draws.items()})
-        size = max(1, CHUNK_ELEMENTS // max(1, 8 * sum(value.numel() for value in first.values())))
-        if not first:
-            return {}
-        try:
-            return torch.func.vmap(at, randomness="different", chunk_size=size)(draws)
-        except RuntimeError as error:
-            if "vmap" not in str(error) and "functorch" not in str(error) and ".item()" not in str(error):
-                raise
-            count = len(next(iter(draws.values())))
-            runs = [at({name: value[i] for name, value in draws.items()}) for i in range(count)]
-            return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+        with Widest() as widest:
+            first = at({name: value[0] for name, value in draws.items()})
+        count = len(next(iter(draws.values())))
+        return over_rows(at, draws, count, widest.chunk_size) if first else {}
 
 
 def _draws_of(name: str, draws: Values, program: Program) -> Tensor:

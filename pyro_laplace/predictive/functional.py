@@ -1,0 +1,245 @@
+"""The covariance ``J Sigma J'`` of the linear predictor, block by block of the precision.
+
+Axis letters as in `jacobian`; m and l are n and k once more. Where a block has a basis in which Sigma is diagonal and
+rows are still products ``g (x) a`` (diagonal, Kronecker), and where a block belongs to one product (a last layer), no
+row is ever made; else some rows at a time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._memory import refuse_too_large
+from pyro_laplace.curvature.factors import Product
+from pyro_laplace.precision import Block, Precision
+from pyro_laplace.precision.block import Basis
+from pyro_laplace.predictive.jacobian import ELEMENTS, Linearized
+
+_LARGEST_FORM = 2048
+"""Coordinates up to which a block's covariance is kept as quadratic forms."""
+
+
+class _Forms:
+    """Sigma of one product's coordinates, to be multiplied by its inputs: ``C[n,o,p] = a' Sigma[o,p] a``.
+
+    Args:
+        block: what Sigma is the inverse of.
+        index: coordinates [o, i], each once.
+    """
+
+    def __init__(self, block: Block, index: Tensor) -> None:
+        i, j = torch.triu_indices(index.shape[1], index.shape[1], device=index.device)
+        root = block.push(torch.eye(block.size, dtype=torch.float64, device=index.device))[index.reshape(-1)]
+        root = torch.where(index.reshape(-1, 1) < 0, 0.0, root)
+        sigma = (root @ root.mT).reshape(*index.shape, *index.shape)  # o i p j
+        self.inputs = i, j
+        self.forms = sigma[:, i, :, j] + torch.where(i == j, 0.0, 1.0)[:, None, None] * sigma[:, j, :, i]  # ij o p
+        values, vectors = torch.linalg.eigh(sigma.diagonal(dim1=0, dim2=2).movedim(-1, 0))  # o i j
+        self.roots = (vectors * values.clamp(min=0).sqrt().unsqueeze(1)).movedim(0, 1).flatten(1)  # of Sigma[o,o], i oj
+
+    def _pairs(self, inputs: Tensor) -> Tensor:
+        """``a_i a_j`` [n, ij], i <= j."""
+        i, j = self.inputs
+        columns = inputs.double().mT.contiguous()
+        return (columns[i] * columns[j]).mT
+
+    def covariance(self, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """[n, k, k] of g [n, k, o] and a [n, i]."""
+        outputs = gradients.shape[-1]
+        inner = (self._pairs(inputs) @ self.forms.flatten(1)).reshape(-1, outputs, outputs)
+        g = gradients.double()
+        return g @ inner @ g.mT
+
+    def variance(self, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """Its diagonal [n, k]; outputs that are the product's own need a root of each Sigma[o,o] alone."""
+        k, o = gradients.shape[1:]
+        if k == o and bool((gradients == torch.eye(o).to(gradients)).all()):
+            return (inputs @ self.roots.to(inputs)).unflatten(1, (o, -1)).square().sum(-1)
+        return self.covariance(gradients, inputs).diagonal(dim1=-2, dim2=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The part of a product that lies in a block.
+
+    Attributes:
+        number: of the product.
+        index: the block's own coordinates [o, i], -1 for one that is not in it.
+        columns: the inputs that have any there; None for all.
+        basis: in which the block's covariance is diagonal, where there is one.
+    """
+
+    number: int
+    index: Tensor
+    columns: Tensor | None
+    basis: Basis | None
+
+    def of(self, products: list[Product]) -> Product:
+        """The product with the block's coordinates."""
+        product = products[self.number]
+        inputs = product.inputs if self.columns is None else product.inputs[..., self.columns]
+        return replace(product, index=self.index, inputs=inputs)
+
+
+@dataclass(eq=False)
+class _Share:
+    """A block's share of the Jacobian, known from the products' coordinates alone.
+
+    Attributes:
+        block: the block.
+        parts: the products' parts in it.
+        distinct: whether no coordinate occurs twice.
+    """
+
+    block: Block
+    parts: list[_Part]
+    distinct: bool
+
+    def separate(self, products: list[Product]) -> list[tuple[Tensor, Tensor, Tensor]] | None:
+        """G [n, k, o], a [n, i] and v [o, i] for each part in a basis in which Sigma is diagonal, or None."""
+        found = []
+        for part in self.parts:
+            product = part.of(products)
+            if part.basis is None or product.shared or not self.distinct:
+                return None
+            found.append((*part.basis.rotate(product.gradients[:, :, 0], product.inputs[:, 0]), part.basis.variances))
+        return found
+
+    def single(self, products: list[Product]) -> tuple[Tensor, Tensor] | None:
+        """G and a of the one product that has the block's rows, if its quadratic forms are worth their price."""
+        product = self.parts[0].of(products)
+        many = 2 * product.gradients[:, :, 0, 0].numel() >= self.block.size or "forms" in vars(self)
+        alone = len(self.parts) == 1 and self.distinct and not product.shared and not product.gradients.requires_grad
+        return (product.gradients[:, :, 0], product.inputs[:, 0]) if alone and many and self._small else None
+
+    @property
+    def _small(self) -> bool:
+        return self.block.size <= _LARGEST_FORM
+
+    @cached_property
+    def forms(self) -> _Forms:
+        """Sigma of the one part's coordinates."""
+        return _Forms(self.block, self.parts[0].index)
+
+    def pushed(self, products: list[Product]) -> Iterator[Tensor]:
+        """``R'^-1 j`` of the rows of some data after the other, [n, k, size] in float64."""
+        parts, size = [part.of(products) for part in self.parts], self.block.size
+        n, k = parts[0].gradients.shape[:2]
+        step = max(1, ELEMENTS // max(1, k * size))
+        for start in range(0, n, step):
+            rows = torch.zeros(min(step, n - start), k, size + 1, dtype=torch.float64, device=parts[0].inputs.device)
+            for part in parts:
+                own = slice(start, start + step)
+                each = replace(part, inputs=part.inputs[own], gradients=part.gradients[own]).rows()
+                index = torch.where(part.index < 0, size, part.index).reshape(-1)
+                rows = rows.index_add(2, index, each.double())
+            yield self.block.push(rows[..., :size])
+
+
+class Functional:
+    """Function-space covariances of a posterior.
+
+    Args:
+        precision: Lambda, whose inverse is Sigma.
+    """
+
+    def __init__(self, precision: Precision) -> None:
+        self._placed, self._size = precision.placed(), precision.size
+        self._known: tuple[list[Tensor], list[_Share]] = [], []
+
+    def covariance(self, linear: Linearized) -> Tensor:
+        """J Sigma J' of each datum [n, k, k], in the dtype of the predictor."""
+        return torch.cat([self._covariance(products) for products in linear.pieces()]).to(linear.mean)
+
+    def variance(self, linear: Linearized) -> Tensor:
+        """Its diagonal [n, k]."""
+        return torch.cat([self._variance(products) for products in linear.pieces()]).to(linear.mean)
+
+    def joint(self, linear: Linearized) -> Tensor:
+        """J Sigma J' over all data [n k, n k]."""
+        n, k = linear.mean.shape
+        refuse_too_large((n * k) ** 2, 16, f"the joint covariance [{n * k}, {n * k}]", "give fewer inputs at a time")
+        products = _joined(list(linear.pieces()))
+        total = linear.mean.new_zeros(n * k, n * k, dtype=torch.float64)
+        for share in self._shares(products):
+            if (separated := share.separate(products)) is not None:
+                for g, a, v in separated:
+                    total = total + _joint_of(g.double(), a.double(), v.double())
+            else:
+                pushed = torch.cat(list(share.pushed(products))).flatten(0, 1)
+                total = total + pushed @ pushed.mT
+        return total.to(linear.mean)
+
+    def _covariance(self, products: list[Product]) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=products[0].inputs.device)
+        for share in self._shares(products):
+            if (separated := share.separate(products)) is not None:
+                for g, a, v in separated:
+                    total = total + g * (a.square() @ v.mT).unsqueeze(1) @ g.mT
+            elif (single := share.single(products)) is not None:
+                total = total + share.forms.covariance(*single)
+            else:
+                total = total + torch.cat([rows @ rows.mT for rows in share.pushed(products)])
+        return total
+
+    def _variance(self, products: list[Product]) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=products[0].inputs.device)
+        for share in self._shares(products):
+            if (separated := share.separate(products)) is not None:
+                for g, a, v in separated:
+                    total = total + (g.square() @ (a.square() @ v.mT).unsqueeze(-1)).squeeze(-1)
+            elif (single := share.single(products)) is not None:
+                total = total + share.forms.variance(*single)
+            else:
+                total = total + torch.cat([rows.square().sum(-1) for rows in share.pushed(products)])
+        return total
+
+    def _shares(self, products: list[Product]) -> list[_Share]:
+        """Each block's share; found once, as long as the products have the same coordinates."""
+        known, shares = self._known
+        indices = [product.index for product in products]
+        if len(known) != len(indices) or not all(map(torch.equal, known, indices)):
+            shares = list(self._found(products))
+            self._known = indices, shares
+        return shares
+
+    def _found(self, products: list[Product]) -> Iterator[_Share]:
+        for coordinates, block in self._placed:
+            place = torch.full((self._size + 1,), -1, device=coordinates.device)  # the last entry is that of -1
+            place[coordinates] = torch.arange(block.size, device=coordinates.device)
+            parts = []
+            for number, product in enumerate(products):
+                index = place[product.index]
+                columns = (index >= 0).any(0)
+                if bool(columns.any()):
+                    index, columns = (index, None) if bool(columns.all()) else (index[:, columns], columns)
+                    parts.append(_Part(number, index, columns, block.diagonal_basis(index, product.inputs.dtype)))
+            if parts:
+                taken = torch.cat([part.index.reshape(-1) for part in parts])
+                counts = torch.bincount(taken[taken >= 0], minlength=block.size)
+                yield _Share(block, parts, distinct=bool(counts.max() <= 1))
+
+
+def _joined(pieces: list[list[Product]]) -> list[Product]:
+    """The pieces' data behind one another."""
+    return [
+        replace(
+            parts[0],
+            inputs=torch.cat([part.inputs for part in parts]),
+            gradients=torch.cat([part.gradients for part in parts]),
+        )
+        for parts in zip(*pieces, strict=True)
+    ]
+
+
+def _joint_of(gradients: Tensor, inputs: Tensor, variances: Tensor) -> Tensor:
+    """Sum over o of ``(a v_o a')[n,m] g_o[n,k] g_o[m,l]``, [n k, m l]."""
+    n, k = gradients.shape[:2]
+    total = inputs.new_zeros(n, k, n, k)
+    for g, v in zip(gradients.unbind(-1), variances, strict=True):
+        kernel = (inputs * v) @ inputs.mT
+        total = total + g[:, :, None, None] * g * kernel[:, None, :, None]
+    return total.reshape(n * k, n * k)

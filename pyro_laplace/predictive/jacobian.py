@@ -1,0 +1,283 @@
+"""The linear predictor at given inputs, and its Jacobian as the pairs that the program's operations show.
+
+Axis letters: n data, k outputs of a datum, t positions that share a weight, o and i outputs and inputs of a product, s
+draws. Row (n, k) of the Jacobian in the coordinates of a product is ``sum_t g[n,k,t,o] a[n,t,i]``; a column that was
+had in another way is a product whose input is one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_laplace._autodiff import push_forward
+from pyro_laplace.curvature.captured_run import CapturedRun
+from pyro_laplace.curvature.factors import Factored, Product, factor
+from pyro_laplace.curvature.gradients import dense_rows
+from pyro_laplace.curvature.point import Point
+from pyro_laplace.curvature.root import Root, SiteRoot
+from pyro_laplace.guide import AutoLaplace
+from pyro_laplace.likelihood import Likelihood, require_likelihood
+from pyro_laplace.program import Chunk, Program, Site
+
+CLASSES = (
+    torch.distributions.Categorical,
+    torch.distributions.OneHotCategorical,
+    torch.distributions.Multinomial,
+)
+"""Distributions of classes, by logits."""
+
+ELEMENTS = 2**24
+"""Elements that the rows of a Jacobian, or draws of a predictor, may have at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linearized:
+    """One observed site at given inputs: ``eta(theta*) + J (theta - theta*)``.
+
+    Attributes:
+        fn: the site's distribution at the mode.
+        likelihood: the same, seen through its wrappers.
+        eta: its parameters at the mode `[*base batch, outputs]`.
+        kept: the outputs that depend on random sites; a known noise scale does not.
+        pieces: gives J, some data after the other: products over the free coordinates, -1 for one that is not free.
+    """
+
+    fn: Any
+    likelihood: Likelihood
+    eta: Tensor
+    kept: Tensor
+    pieces: Callable[[], Iterator[list[Product]]]
+
+    @property
+    def batch(self) -> torch.Size:
+        """The site's batch shape: its data."""
+        return self.fn.batch_shape
+
+    @property
+    def base(self) -> torch.Size:
+        """The data with the entries of each."""
+        return self.eta.shape[:-1]
+
+    @property
+    def num_data(self) -> int:
+        """Length n of the first axis of the data; 1 where there is none."""
+        return self.batch[0] if self.batch else 1
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The linear predictor at the mode [n, k]."""
+        return self.eta[..., self.kept].reshape(self.num_data, -1)
+
+    def by_entry(self, covariance: Tensor) -> Tensor:
+        """Covariances [n, k, k] to those of the outputs of one entry `[*base, kept, kept]`."""
+        return self._blocks(covariance, len(self.kept)).reshape(*self.base, len(self.kept), len(self.kept))
+
+    def by_datum(self, covariance: Tensor) -> Tensor:
+        """Covariances [n, k, k] to those of the outputs of all entries of a datum `[*batch, outputs, outputs]`."""
+        size = self.base[len(self.batch) :].numel() * len(self.kept)
+        return self._blocks(covariance, size).reshape(*self.batch, size, size)
+
+    def embed(self, change: Tensor) -> Tensor:
+        """A change of the predictor `[*lead, n, k]` as one of eta `[*lead, *base, outputs]`."""
+        part = change.reshape(*change.shape[:-2], *self.base, len(self.kept))
+        whole = part.new_zeros(*part.shape[:-1], self.eta.shape[-1])
+        return whole.index_copy(-1, self.kept.to(part.device), part)
+
+    def _blocks(self, covariance: Tensor, size: int) -> Tensor:
+        """Diagonal blocks [n, b, size, size]."""
+        n, k = covariance.shape[:2]
+        if k == size:
+            return covariance.unsqueeze(1)
+        parts = covariance.reshape(n, k // size, size, k // size, size)
+        return parts.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+
+
+class Linearizer:
+    """Linearises a program at the mode of a guide.
+
+    Args:
+        model: the Pyro program.
+        guide: the posterior.
+        differentiable: whether the results keep the graph that leads to the inputs.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: AutoLaplace, differentiable: bool) -> None:
+        self.program = Program(_as_written(model), guide.latents, guide.observed, start=guide.theta)
+        self.point = Point(guide.theta, guide.index)
+        self.differentiable = differentiable
+        self._kept: dict[str, Tensor] = {}
+
+    def at(self, chunk: Chunk) -> dict[str, Linearized]:
+        """The observed sites at given inputs."""
+        if self.differentiable:
+            return {name: self._dense(site, chunk) for name, site in self._sites(chunk).items()}
+        whole = self.point.whole(self.program)
+        run = CapturedRun.make(self.program, whole, chunk)
+        return {name: self._captured(run, whole, site, chunk) for name, site in run.run.observed.items()}
+
+    def _sites(self, chunk: Chunk) -> dict[str, Site]:
+        return self.program.run(self.point.theta, chunk).observed
+
+    def _captured(self, run: CapturedRun, whole: Point, site: Site, chunk: Chunk) -> Linearized:
+        with torch.enable_grad():
+            likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
+        kept = self._kept_outputs(site.name, eta, chunk)
+        if not site.fn.batch_shape or not eta.requires_grad:
+            return self._dense(site, chunk)
+        columns = torch.eye(eta.shape[-1], dtype=torch.float64, device=eta.device)[:, kept]
+        root = SiteRoot(predictor, columns.expand(*eta.shape[:-1], *columns.shape))
+        factored = factor(run, Root(self.program, chunk, {site.name: root}), whole)
+        if factored is None:
+            return self._dense(site, chunk)
+        with torch.enable_grad():
+            outputs = eta[..., kept].reshape(len(eta), -1) if len(kept) < eta.shape[-1] else eta.flatten(1)
+        free = torch.full((len(whole.index) + 1,), -1, device=eta.device)
+        free[:-1] = self.point.positions()[whole.index]
+        products = list(_products(factored, site.name, eta, outputs, free))
+
+        return Linearized(site.fn, likelihood, eta.detach(), kept, lambda: iter([products]))
+
+    def _dense(self, site: Site, chunk: Chunk) -> Linearized:
+        """By reverse mode, row by row: differentiable, and whatever the program does."""
+        likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
+        kept = self._kept_outputs(site.name, eta, chunk)
+        count = site.fn.batch_shape[0] if site.fn.batch_shape else 1
+
+        def outputs(part: Tensor) -> Tensor:
+            observed = self.program.run(self.point.theta.index_copy(0, self.point.index, part), chunk).observed
+            return predictor(observed[site.name])[..., kept].reshape(count, -1)
+
+        def pieces() -> Iterator[list[Product]]:
+            value, pull = torch.func.vjp(outputs, self.point.part)[:2]
+            index = torch.arange(len(self.point.index), device=value.device).unsqueeze(-1)
+            size = max(1, ELEMENTS // max(1, 8 * value.shape[1] * len(index)))
+            for start in range(0, count, size):
+                rows = torch.func.vmap(lambda u: pull(u)[0])(_basis(value, start, min(start + size, count)))  # nk p
+                rows = rows.reshape(-1, value.shape[1], 1, len(index))
+                yield [Product(index, rows.new_ones(len(rows), 1, 1), rows)]
+
+        return Linearized(site.fn, likelihood, eta if self.differentiable else eta.detach(), kept, pieces)
+
+    def _kept_outputs(self, name: str, eta: Tensor, chunk: Chunk) -> Tensor:
+        """The outputs of a site that depend on random sites, found out once: a tangent of NaN reaches these."""
+        if name not in self._kept:
+            tangent = torch.zeros_like(self.point.theta).index_fill(0, self.point.index, torch.nan)
+            with torch.no_grad():
+                reached = push_forward(lambda at: predictor(self._at(at, name, chunk)), self.point.theta, tangent)[1]
+            varies = reached.isnan().reshape(-1, eta.shape[-1]).any(0)
+            self._kept[name] = (varies if bool(varies.any()) else ~varies).nonzero()[:, 0]
+        return self._kept[name]
+
+    def _at(self, theta: Tensor, name: str, chunk: Chunk) -> Site:
+        return self.program.run(theta, chunk).observed[name]
+
+
+def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, free: Tensor) -> Iterator[Product]:
+    """The Jacobian of some outputs [n, k] over the free coordinates, from one backward pass an output."""
+    ends = list({id(each.output): each.output for each in (*_uses(factored), *factored.scales)}.values())
+    basis = [row.expand_as(outputs) for row in torch.eye(outputs.shape[1]).to(outputs)]
+    if all(end.edge.node is eta.grad_fn for end in ends) and outputs.shape == eta.shape:
+        grads = [tuple(row for _ in ends) for row in basis]  # the outputs are those of the operation itself
+    else:
+        edges, options = [end.edge for end in ends], {"retain_graph": True, "allow_unused": True}
+        grads = [torch.autograd.grad(outputs, edges, row, **options) if edges else () for row in basis]
+    pulled = {
+        id(end): torch.stack([end.zeros() if row[place] is None else row[place] for row in grads])
+        for place, end in enumerate(ends)
+    }
+    for layer in factored.layers:
+        gradients = layer.use.positions(pulled[id(layer.use.output)]).transpose(0, 1)
+        yield Product(free[factored.position[layer.index]], layer.inputs.detach(), gradients.detach(), layer.has_bias)
+    for scale in factored.scales:
+        rows = scale.rows(pulled[id(scale.output)]).transpose(0, 1)
+        yield _columns(free[factored.position[scale.index]], rows.detach())
+    if len(factored.dense_index):
+        rows = dense_rows(factored.run, factored.root, factored.dense_index)[name]
+        yield _columns(free[factored.position[factored.dense_index]], rows.to(outputs).detach())
+
+
+def _uses(factored: Factored) -> Iterable[Any]:
+    return (layer.use for layer in factored.layers)
+
+
+def _columns(index: Tensor, rows: Tensor) -> Product:
+    """Columns [n, k, d] of a Jacobian as a product whose input is one."""
+    return Product(index.unsqueeze(-1), rows.new_ones(len(rows), 1, 1), rows.unsqueeze(2))
+
+
+def _basis(value: Tensor, start: int, stop: int) -> Tensor:
+    """Rows of the identity over value [n, k] that belong to some data, [rows, n, k]."""
+    n, k = value.shape
+    rows = torch.arange(start * k, stop * k, device=value.device)
+    basis = value.new_zeros(len(rows), n * k)
+    basis[torch.arange(len(rows)), rows] = 1.0
+    return basis.reshape(-1, n, k)
+
+
+def moved(products: list[Product], deviation: Tensor) -> Tensor:
+    """``J d`` [s, n, k] for deviations d [s, params] from the mode."""
+    padded = torch.nn.functional.pad(deviation, (0, 1))  # what an index of -1 takes
+    total = torch.zeros((), dtype=deviation.dtype, device=deviation.device)
+    for product in products:
+        inner = torch.einsum("nti,soi->snto", product.inputs, padded[:, product.index])
+        total = total + torch.einsum("nkto,snto->snk", product.gradients, inner)
+    return total
+
+
+def predictor(site: Site) -> Tensor:
+    """The unconstrained parameters of a site's distribution; for classes, the logits as the program wrote them.
+
+    Where it wrote none, or normalised ones, they are centred: sums of normalised logits are all but certain, and the
+    Laplace bridge, which conditions on a sum of zero, does not survive that.
+
+    Returns:
+        eta `[*base batch, outputs]`.
+    """
+    likelihood = require_likelihood(site.name, site.fn)
+    eta = likelihood.link()
+    if not isinstance(likelihood.base, CLASSES):
+        return eta
+    written = getattr(likelihood.base.logits, _WRITTEN, None)
+    if written is None or bool(written.detach().logsumexp(-1).abs().max() < 1e-4):
+        return eta - eta.mean(-1, keepdim=True)
+    return written if written.shape == eta.shape else written.expand_as(eta)
+
+
+_WRITTEN = "_pyro_laplace_written"
+
+
+class _WrittenLogits(TorchFunctionMode):
+    """Remembers the logits that `Categorical` was given, on the normalised ones that it keeps.
+
+    A softmax does not see the constant between them, but the probit approximation and the Laplace bridge do: the
+    approximated predictive is then that of the predictor that the program computes, whoever normalises it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function; mark ``x - logsumexp(x)``, and what is expanded from it."""
+        result = func(*args, **(kwargs or {}))
+        kind = getattr(func, "__name__", "")
+        if kind == "logsumexp":
+            self._sums[id(result)] = (result, args[0])
+        elif kind in ("sub", "__sub__") and len(args) == 2 and self._sums.get(id(args[1]), (None, None))[1] is args[0]:
+            setattr(result, _WRITTEN, args[0])
+        elif kind == "expand" and (written := getattr(args[0], _WRITTEN, None)) is not None:
+            setattr(result, _WRITTEN, written.expand_as(result))
+        return result
+
+
+def _as_written(model: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _WrittenLogits():
+            return model(*args, **kwargs)
+
+    return run
