@@ -1,5 +1,6 @@
 """Where a search for the mode starts."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,14 +8,19 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_laplace._errors import InvalidOption
+
 _DRAWS = 15
 
 
 def init_to_start(site: Mapping[str, Any]) -> Tensor:
-    """The elementwise median of a few prior draws in unconstrained space; its origin where the prior cannot be drawn.
+    """The site's own start; else the elementwise median of a few prior draws in unconstrained space, or its origin.
 
-    The median of 15 draws is central and insensitive to heavy tails, yet random enough to break the symmetry of a
-    network's hidden units. An improper prior (`dist.ImproperUniform`) is never sampled. It serves as an
+    A site says where it starts by ``pyro.sample(name, prior, infer={"start": value})``, or by a function of nothing
+    that computes the value. A trained network's weights start so.
+
+    Otherwise the median of 15 draws is central and insensitive to heavy tails, yet random enough to break the symmetry
+    of a network's hidden units; an improper prior (`dist.ImproperUniform`) is never sampled. This serves as an
     ``init_loc_fn`` of Pyro's autoguides.
 
     Args:
@@ -22,17 +28,41 @@ def init_to_start(site: Mapping[str, Any]) -> Tensor:
 
     Returns:
         a value of shape `[*batch_shape, *event_shape]` within the support.
+
+    Raises:
+        InvalidOption: if the site's own start has another shape.
     """
-    fn = site["fn"]
-    transform = biject_to(fn.support)
+    start = (site.get("infer") or {}).get("start")
+    start = _central(site["fn"]) if start is None else _own(site, start)
+    start = start.detach().clone()
+    setattr(start, "_pyro_custom_init", False)  # noqa: B010 (no attribute of Tensor) tells Pyro's InitMessenger that this is a start, not a fixed value
+    return start
+
+
+def _own(site: Mapping[str, Any], start: Any) -> Tensor:
+    value, shape = torch.as_tensor(start() if callable(start) else start), site["fn"].shape()
     try:
-        draws = transform.inv(fn.sample((_DRAWS,)))
+        return value.expand(shape)
+    except RuntimeError as error:
+        raise InvalidOption(
+            f"site {site['name']!r} has shape {list(shape)}, and its infer={{'start': value}} a value of shape "
+            f"{list(value.shape)}"
+        ) from error
+
+
+def _central(fn: Any) -> Tensor:
+    try:
+        transform = biject_to(fn.support)
+    except NotImplementedError:  # a sphere that a reparametrisation takes away
+        return fn.sample()
+    try:
+        with warnings.catch_warnings():  # of what a draw is: this one is but a start
+            warnings.simplefilter("ignore")
+            draws = transform.inv(fn.sample((_DRAWS,)))
         median = draws.median(dim=0).values
     except NotImplementedError:
         median = _origin(fn, transform)
-    start = transform(torch.nan_to_num(median, nan=0.0, posinf=0.0, neginf=0.0)).detach().clone()
-    start._pyro_custom_init = False  # tells Pyro's InitMessenger that this is a start, not a fixed value
-    return start
+    return transform(torch.nan_to_num(median, nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def _origin(fn: Any, transform: Any) -> Tensor:

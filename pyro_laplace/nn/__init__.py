@@ -1,0 +1,36 @@
+"""Networks as Pyro programs: `bayesianize`, the priors of their parameters, and the distributions of their data."""
+
+from pyro_laplace.nn.convert import bayesianize
+from pyro_laplace.nn.likelihoods import (
+    BinaryClassification,
+    Classification,
+    Counts,
+    HeteroscedasticRegression,
+    Likelihood,
+    Regression,
+)
+from pyro_laplace.nn.network import BayesianNetwork, NetworkProgram
+from pyro_laplace.nn.priors import ARD, FanIn, Horseshoe, Isotropic, Prior, ScaleMixture, StudentT
+from pyro_laplace.nn.scale import Scale
+from pyro_laplace.nn.target import Target
+
+__all__ = [
+    "ARD",
+    "BayesianNetwork",
+    "BinaryClassification",
+    "Classification",
+    "Counts",
+    "FanIn",
+    "HeteroscedasticRegression",
+    "Horseshoe",
+    "Isotropic",
+    "Likelihood",
+    "NetworkProgram",
+    "Prior",
+    "Regression",
+    "Scale",
+    "ScaleMixture",
+    "StudentT",
+    "Target",
+    "bayesianize",
+]

@@ -1,0 +1,181 @@
+"""A network whose parameters are drawn from priors each time it is called."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pyro_laplace._compat import in_call, once_per_call
+from pyro_laplace._errors import InvalidData, UnsupportedProgram
+from pyro_laplace.nn.likelihoods import Likelihood, observation
+from pyro_laplace.nn.priors import Prior
+from pyro_laplace.nn.target import Target
+
+
+class BayesianNetwork(PyroModule):
+    """A network with priors on its parameters; a call draws them, and returns the network's output.
+
+    It holds the network as a plain module, whose own parameters are the start of the mode, and calls it with drawn
+    values in their place. A parameter that several layers share is one site.
+
+    Args:
+        module: the network; the caller gives it away.
+        priors: name of a parameter to its prior, in the order of the sites.
+        trained: names of parameters without a prior that are `pyro.param`s; all others are constants.
+        name: prefix of the sites, of a network that is not itself part of a `PyroModule`.
+    """
+
+    def __init__(
+        self, module: nn.Module, priors: Mapping[str, Prior], trained: Iterable[str] = (), name: str = ""
+    ) -> None:
+        super().__init__(name)
+        self.module = module
+        self.priors = dict(priors)
+        self.trained = tuple(trained)
+        for parameter_name, parameter in module.named_parameters():
+            parameter.requires_grad_(parameter_name in self.trained)
+        for layer in module.modules():
+            if isinstance(layer, nn.RNNBase):
+                layer.register_forward_pre_hook(_renew_flat_weights)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw the parameters, and call the network.
+
+        Args:
+            *args: the network's.
+            **kwargs: the network's.
+
+        Returns:
+            the network's output.
+        """
+        network = self._network
+        try:
+            with _differentiable_attention():
+                return functional_call(network, self.draw(), args, kwargs)
+        finally:
+            for layer in network.modules():
+                _renew_flat_weights(layer)
+
+    def draw(self) -> dict[str, Tensor]:
+        """The parameters that have a prior or are trained, by name; drawn once in a call of the model."""
+        parameters = dict(self._network.named_parameters())
+
+        def sample(name: str, site: str) -> Tensor:
+            layer, _, attribute = name.rpartition(".")
+            target = Target(site, parameters[name], self._network.get_submodule(layer), attribute)
+            value = self.priors[name].sample(target)
+            if value.shape != target.parameter.shape:
+                raise UnsupportedProgram(
+                    f"the value of {site!r} has shape {list(value.shape)}, and the parameter "
+                    f"{list(target.parameter.shape)}: if the network is called inside a plate, move the call out of it"
+                )
+            return value
+
+        def param(name: str, site: str) -> Tensor:
+            return pyro.param(site, parameters[name])
+
+        random = {name: once_per_call(self, name, partial(sample, name)) for name in self.priors}
+        return random | {name: once_per_call(self, name, partial(param, name)) for name in self.trained}
+
+    @property
+    def _network(self) -> nn.Module:
+        """The module, without the param statements that `PyroModule` makes of reading one."""
+        network = self._modules["module"]
+        assert network is not None
+        return network
+
+
+class NetworkProgram(BayesianNetwork):
+    """A network and a likelihood: the program ``model(x, y=None)``.
+
+    The observed site is ``y``, in the plate ``data``, one element for each row of the network's output.
+
+    Args:
+        module: the network; the caller gives it away.
+        priors: name of a parameter to its prior.
+        likelihood: makes the distribution of y of the network's output.
+        trained: names of parameters without a prior that are trained.
+        name: prefix of the sites of the network's parameters.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        priors: Mapping[str, Prior],
+        likelihood: Likelihood,
+        trained: Iterable[str] = (),
+        name: str = "",
+    ) -> None:
+        super().__init__(module, priors, trained, name)
+        self.likelihood = likelihood
+
+    def forward(self, x: Any, y: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the program.
+
+        Args:
+            x: the network's input.
+            y: the data; None draws them.
+            *args: of the likelihood, after the network's output (the exposure of counts).
+            **kwargs: of the likelihood.
+
+        Returns:
+            y.
+
+        Raises:
+            UnsupportedProgram: if the likelihood gives no distribution with an axis for the data.
+            InvalidData: if the shape of y is not its distribution's.
+        """
+        output = super().forward(x)
+        fn = self.likelihood(output, *args, **kwargs)
+        batch_shape = getattr(fn, "batch_shape", None)
+        if not batch_shape:
+            raise UnsupportedProgram(
+                f"the likelihood gave {fn!r} for an output of {_shapes(output)}: let it give a distribution whose "
+                "first batch axis is the data's, one element for each row of the network's output"
+            )
+        fn = fn.to_event(len(batch_shape) - 1)
+        if y is not None:
+            observed = observation(fn, y)
+            if observed is None:
+                raise InvalidData(
+                    f"y has shape {list(y.shape)}, and its distribution {list(fn.shape())}, from a network output of "
+                    f"{_shapes(output)}: the network needs as many outputs as {type(self.likelihood).__name__} wants"
+                )
+            y = observed
+        with pyro.plate("data", batch_shape[0]):
+            return pyro.sample("y", fn, obs=y)
+
+
+def run_priors(network: BayesianNetwork) -> dict[str, Tensor]:
+    """The network's parameters drawn alone, for a check of the priors."""
+    with in_call(network):
+        return network.draw()
+
+
+def _shapes(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"shape {list(output.shape)}"
+    return f"type {type(output).__name__}"
+
+
+def _renew_flat_weights(layer: nn.Module, *_: Any) -> None:
+    """A recurrent layer reads its weights from a list of its own, which `functional_call` does not know."""
+    if isinstance(layer, nn.RNNBase):
+        layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
+
+
+@contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    """Attention layers without their fused inference path, which has no derivative and cannot be batched over draws."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
