@@ -141,13 +141,14 @@ class Factored:
             rest = rest[:0]
 
 
-def factor(run: CapturedRun, root: Root, point: Point | None = None) -> Factored | None:
+def factor(run: CapturedRun, root: Root, point: Point | None = None, check: bool = True) -> Factored | None:
     """Factor a curvature's root; None where the program does not have the structure that this needs.
 
     Args:
         run: the program's run, captured.
         root: on its chunk.
         point: theta and its free coordinates, whole sites, if not all of the run's.
+        check: whether to find out that rows are independent and all uses seen; another run of the program may have.
 
     Returns:
         the factored root, or None.
@@ -167,7 +168,7 @@ def factor(run: CapturedRun, root: Root, point: Point | None = None) -> Factored
     names = free - uncaptured
     uses = [use for use in captured.uses if _site_of(use, program) in names]
     scales = [scale for scale in captured.scales if _site_of(scale, program) in names]
-    if not independent(run, root, uses, scales, names):
+    if check and not independent(run, root, uses, scales, names):
         return None
     held = [torch.arange(place.start, place.stop) for name, place in program.layout.items() if name in uncaptured]
     nothing = torch.zeros(0, dtype=torch.long, device=point.theta.device)

@@ -82,19 +82,12 @@ class Gradients:
 
     def pull(self, weights: Tensor, **options: bool) -> list[Tensor]:
         """Gradients of ``sum weights * eta`` in the outputs; with `is_grads_batched`, of several such sums."""
-        edges = [output.edge for output in self.outputs]
-        grads = torch.autograd.grad(self.eta, edges, weights, retain_graph=True, allow_unused=True, **options)
-        lead = weights.shape[: weights.dim() - self.eta.dim()]
-        zeros = (output.zeros().expand(*lead, *output.zeros().shape) for output in self.outputs)
-        return [zero if g is None else g for g, zero in zip(grads, zeros, strict=True)]
+        return pull(self.eta, weights, self.outputs, **options)
 
     def _pull_each(self, columns: Tensor) -> list[Tensor]:
-        """A loop of passes beats a vectorised one for convolutions, and is beaten by it for anything else."""
+        """Gradients [k, ...] of some columns; where they come one by one, without the weights of all of them."""
         if len(columns) > 1 and not _convolves(self.eta):
-            try:
-                return self.pull(self._weights(columns), is_grads_batched=True)
-            except RuntimeError:  # an operation that cannot be vectorised; an error of another kind comes again below
-                pass
+            return pull_each(self.eta, self._weights(columns), self.outputs)
         stacked = [g.new_empty(len(columns), *g.shape) for g in (output.zeros() for output in self.outputs)]
         for k, column in enumerate(columns.split(1)):
             for total, g in zip(stacked, self.pull(self._weights(column)[0]), strict=True):
@@ -111,6 +104,31 @@ class Gradients:
         for k, column in enumerate(columns.tolist()):
             weights[k, :, column // s] = self.vectors[:, column // s, ..., column % s].to(self.eta)
         return weights
+
+
+def pull(eta: Tensor, weights: Tensor, outputs: list[Output], **options: bool) -> list[Tensor]:
+    """Gradients of ``sum weights * eta`` in some outputs; with `is_grads_batched`, of several such sums."""
+    edges = [output.edge for output in outputs]
+    grads = torch.autograd.grad(eta, edges, weights, retain_graph=True, allow_unused=True, **options)
+    lead = weights.shape[: weights.dim() - eta.dim()]
+    zeros = (output.zeros().expand(*lead, *output.zeros().shape) for output in outputs)
+    return [zero if g is None else g for g, zero in zip(grads, zeros, strict=True)]
+
+
+def pull_each(eta: Tensor, weights: Tensor, outputs: list[Output]) -> list[Tensor]:
+    """Gradients `[k, *shape]` of the sums by weights [k, ...] in some outputs, by one vectorised pass where it can be.
+
+    A loop of passes beats it for convolutions.
+    """
+    if not outputs:
+        return []
+    if len(weights) > 1 and not _convolves(eta):
+        try:
+            return pull(eta, weights, outputs, is_grads_batched=True)
+        except RuntimeError:  # an operation that cannot be vectorised; an error of another kind comes again below
+            pass
+    rows = [pull(eta, each, outputs) for each in weights]
+    return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
 def dense_rows(run: CapturedRun, root: Root, index: Tensor) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class SiteRoot:
     @property
     def live(self) -> Tensor:
         """Which data have a weight, and a row that is not zero [n]."""
-        weight = self.vectors if self.weight is None else self.weight
+        weight = self.vectors if self.weight is None else self.weight.expand(self.vectors.shape[:-2])
         return weight.flatten(1).any(1) if weight.dim() > 1 else weight != 0
 
     @property

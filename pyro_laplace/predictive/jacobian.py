@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_laplace._autodiff import push_forward
 from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.curvature.factors import Factored, Product, factor
-from pyro_laplace.curvature.gradients import dense_rows
+from pyro_laplace.curvature.gradients import dense_rows, pull_each
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.root import Root, SiteRoot
 from pyro_laplace.guide import AutoLaplace
@@ -111,6 +111,7 @@ class Linearizer:
         self.point = Point(guide.theta, guide.index)
         self.differentiable = differentiable
         self._kept: dict[str, Tensor] = {}
+        self._checked = False
 
     def at(self, chunk: Chunk) -> dict[str, Linearized]:
         """The observed sites at given inputs."""
@@ -131,7 +132,8 @@ class Linearizer:
             return self._dense(site, chunk)
         columns = torch.eye(eta.shape[-1], dtype=torch.float64, device=eta.device)[:, kept]
         root = SiteRoot(predictor, columns.expand(*eta.shape[:-1], *columns.shape))
-        factored = factor(run, Root(self.program, chunk, {site.name: root}), whole)
+        factored = factor(run, Root(self.program, chunk, {site.name: root}), whole, check=not self._checked)
+        self._checked = factored is not None
         if factored is None:
             return self._dense(site, chunk)
         with torch.enable_grad():
@@ -180,16 +182,12 @@ class Linearizer:
 def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, free: Tensor) -> Iterator[Product]:
     """The Jacobian of some outputs [n, k] over the free coordinates, from one backward pass an output."""
     ends = list({id(each.output): each.output for each in (*_uses(factored), *factored.scales)}.values())
-    basis = [row.expand_as(outputs) for row in torch.eye(outputs.shape[1]).to(outputs)]
+    basis = torch.eye(outputs.shape[1]).to(outputs).unsqueeze(1).expand(-1, *outputs.shape)  # k n k
     if all(end.edge.node is eta.grad_fn for end in ends) and outputs.shape == eta.shape:
-        grads = [tuple(row for _ in ends) for row in basis]  # the outputs are those of the operation itself
+        grads = [basis for _ in ends]  # the outputs are those of the operation itself
     else:
-        edges, options = [end.edge for end in ends], {"retain_graph": True, "allow_unused": True}
-        grads = [torch.autograd.grad(outputs, edges, row, **options) if edges else () for row in basis]
-    pulled = {
-        id(end): torch.stack([end.zeros() if row[place] is None else row[place] for row in grads])
-        for place, end in enumerate(ends)
-    }
+        grads = pull_each(outputs, basis, ends)
+    pulled = {id(end): g for end, g in zip(ends, grads, strict=True)}
     for layer in factored.layers:
         gradients = layer.use.positions(pulled[id(layer.use.output)]).transpose(0, 1)
         yield Product(free[factored.position[layer.index]], layer.inputs.detach(), gradients.detach(), layer.has_bias)

@@ -16,6 +16,7 @@ from pyro_laplace.predictive.arguments import tensor_arguments
 from pyro_laplace.predictive.draws import PosteriorDraws
 from pyro_laplace.predictive.linearized import LinearizedProgram
 from pyro_laplace.predictive.monte_carlo import draw_deterministic, draw_log_lik, draw_observed, over_draws
+from pyro_laplace.predictive.vectorize import over_rows
 from pyro_laplace.program import Chunk, Program, Run, Site
 
 _CHUNK_ELEMENTS = 2**25
@@ -109,7 +110,11 @@ class View:
             theta = torch.func.vmap(program.pack)(values)
             for number, chunk in enumerate(program.chunks(self.data)):
                 prior = 1.0 if number == 0 else 0.0
-                total = total + map_rows(lambda row, c=chunk, p=prior: program.log_joint(row, c, prior=p), theta, size)
+
+                def at(row: Tensor, chunk: Chunk = chunk, prior: float = prior) -> dict[str, Tensor]:
+                    return {"lp": program.log_joint(row, chunk, prior=prior)}
+
+                total = total + map_rows(at, theta, size)["lp"]
         return total
 
     @cached_property
@@ -242,15 +247,10 @@ class View:
         return result
 
 
-def map_rows(fn: Callable[[Tensor], Any], rows: Tensor, size: int) -> Any:
+def map_rows(fn: Callable[[Tensor], Mapping[str, Tensor]], rows: Tensor, size: int) -> dict[str, Tensor]:
     """`fn`, which makes about `size` elements of a row, at each row: vectorised where it can be."""
-    try:
-        return torch.func.vmap(fn, randomness="different", chunk_size=max(1, _CHUNK_ELEMENTS // (8 * size + 1)))(rows)
-    except RuntimeError:  # an error of fn's own comes again below
-        results = [fn(row) for row in rows]
-    if isinstance(results[0], dict):
-        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
-    return torch.stack(results)
+    step = max(1, _CHUNK_ELEMENTS // (8 * size + 1))
+    return over_rows(lambda row: fn(row["row"]), {"row": rows}, len(rows), step)
 
 
 def base_of(fn: Any) -> Any:
