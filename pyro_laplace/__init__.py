@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pyro_laplace import nn
 from pyro_laplace._errors import (
     IndefiniteCurvature,
     InvalidData,
@@ -19,11 +20,14 @@ from pyro_laplace.datatree import to_datatree
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.inference import fit_nuts, fit_svi
 from pyro_laplace.laplace import fit_laplace
+from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.mode import fit_map
-from pyro_laplace.precision import LowRank
-from pyro_laplace.predictive import linearize
+from pyro_laplace.nn import bayesianize
+from pyro_laplace.precision import Kron, LowRank
+from pyro_laplace.predictive import LinearizedPredictive, Predictive, linearize
 from pyro_laplace.program import init_to_start
 from pyro_laplace.subset import Subnetwork
+from pyro_laplace.update import update
 
 if TYPE_CHECKING:
     from pyro_laplace import plots
@@ -35,14 +39,19 @@ __all__ = [
     "IndefiniteCurvature",
     "InvalidData",
     "InvalidOption",
+    "Kron",
     "LaplaceError",
+    "LaplaceMixture",
     "LaplaceWarning",
+    "LinearizedPredictive",
     "LowRank",
     "NotAMode",
     "NotAModeWarning",
+    "Predictive",
     "Subnetwork",
     "TooLarge",
     "UnsupportedProgram",
+    "bayesianize",
     "compare",
     "fit_laplace",
     "fit_map",
@@ -50,8 +59,10 @@ __all__ = [
     "fit_svi",
     "init_to_start",
     "linearize",
+    "nn",
     "plots",
     "to_datatree",
+    "update",
 ]
 
 

@@ -89,9 +89,10 @@ def _leave_one_out(view: View, draws: PosteriorDraws) -> dict[str, float]:
     from arviz_stats.loo import loo  # takes a second to load
 
     columns = ("elpd_loo", "elpd_se", "pareto_k_max", "pareto_k_bad")
-    if len(draws) < FEWEST_DRAWS:
+    pointwise = _pointwise(view, draws)
+    if len(pointwise.unique(dim=0)) < FEWEST_DRAWS:  # an ensemble repeats its points
         return dict.fromkeys(columns, math.nan)
-    log_lik = draws.by_chain(_pointwise(view, draws)).double().cpu().numpy()
+    log_lik = draws.by_chain(pointwise).double().cpu().numpy()
     posterior = {name: draws.by_chain(value).cpu().numpy() for name, value in view.latents(draws.values).items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")  # it is a column

@@ -17,6 +17,7 @@ from pyro_laplace._compat import undisturbed
 from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.guide import AutoLaplace
+from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.auto import predictive_model
 from pyro_laplace.predictive.draws import PosteriorDraws, draws_of
 from pyro_laplace.predictive.linearized import LinearizedProgram
@@ -125,7 +126,7 @@ def _numpy(value: Tensor) -> np.ndarray:
 
 
 def _attributes(posterior: Any, model: Any, draws: PosteriorDraws, groups: Mapping[str, Any]) -> dict[str, dict]:
-    ours = isinstance(posterior, AutoLaplace)
+    ours = isinstance(posterior, AutoLaplace | LaplaceMixture)
     about: dict[str, Any] = {
         "inference_library": "pyro_laplace" if ours else "pyro-ppl",
         "inference_library_version": _version("pyro_laplace" if ours else "pyro-ppl"),

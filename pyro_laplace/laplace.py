@@ -20,6 +20,7 @@ from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.judge import judge, report
 from pyro_laplace.mixture import LaplaceMixture, fit_mixture
 from pyro_laplace.mode import SMALL, Objective, descend, fit_map, minimise
+from pyro_laplace.mode.point import point_of
 from pyro_laplace.precision import Precision, Structure, build_precision, check_combination, check_structure
 from pyro_laplace.program import Program
 from pyro_laplace.subset import Subnetwork, Subset, free_index, select
@@ -136,7 +137,7 @@ def fit_laplace(
     measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
     generator = subset.generator() if isinstance(subset, Subnetwork) else None
     with undisturbed(), torch.no_grad():
-        program = Program.trace(model, data, _values(map_guide, data))
+        program = Program.trace(model, data, point_of(map_guide, data))
         random = select(subset, program, data)
         search = _Search(program, data, free_index(program, random), structure, measure, jacobian)
         theta = search.move(program.start, polish, given)
@@ -222,20 +223,3 @@ class _Search:
     def _minimise(self, theta: Theta, index: Tensor) -> Theta:
         objective = self.objective(theta, index)
         return objective.embed(minimise(objective) if len(index) <= SMALL else descend(objective))
-
-
-def _values(map_guide: AutoGuide | Mapping[str, Tensor], data: Data) -> dict[str, Tensor]:
-    """The point that a guide or a mapping holds."""
-    if isinstance(map_guide, Mapping):
-        return {name: torch.as_tensor(value).detach() for name, value in map_guide.items()}
-    if not isinstance(map_guide, AutoGuide):
-        raise InvalidOption(
-            f"map_guide is a {type(map_guide).__name__}: give a Pyro AutoDelta, a mapping of site values, or None"
-        )
-    if map_guide.prototype_trace is None:
-        raise InvalidOption(
-            f"map_guide is an {type(map_guide).__name__} that has never been run: train it with SVI, or leave "
-            "map_guide out and let fit_map do it"
-        )
-    batch = data.first()
-    return {name: value.detach() for name, value in map_guide.median(*batch.args, **batch.kwargs).items()}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,18 +101,24 @@ class CapturedRun:
         found = zip(outputs, grads[count:], strict=True)
         return Score(log_lik.detach(), leaves, {id(o): o.zeros() if g is None else g for o, g in found})
 
-    def over_free(self, leaves: Mapping[str, Tensor]) -> Theta:
-        """Something given by free site, over the free coordinates, in float64; zero where it is not given."""
+    def site_of(self, index: Tensor) -> str:
+        """The latent site that some coordinates of theta belong to."""
+        first = int(index.reshape(-1)[0])
+        return next(name for name, place in self.program.layout.items() if place.start <= first < place.stop)
+
+    def over_free(self, leaves: Mapping[str, Tensor], whole: bool = False) -> Theta:
+        """Something given by free site, zero where it is not, over the free coordinates or `whole` theta, float64."""
         total = torch.zeros(len(self.point.theta), dtype=torch.float64, device=self.point.theta.device)
         for name, value in leaves.items():
             total[self.program.layout[name]] = value.double()
-        return total if len(self.point.index) == len(total) else total[self.point.index]
+        return total if whole or len(self.point.index) == len(total) else total[self.point.index]
 
-    def gradient(self, scalar: Scalar) -> dict[str, Tensor]:
+    def gradient(self, scalar: Scalar, create_graph: bool = False) -> dict[str, Tensor]:
         """The gradient of something that the run computed, by free site that it depends on."""
         if not scalar.requires_grad:
             return {}
-        grads = torch.autograd.grad(scalar, list(self.leaves.values()), retain_graph=True, allow_unused=True)
+        options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "create_graph": create_graph}
+        grads = torch.autograd.grad(scalar, list(self.leaves.values()), **options)
         return {name: g for name, g in zip(self.leaves, grads, strict=True) if g is not None}
 
 

@@ -103,16 +103,7 @@ class Pass:
         tally.log_lik += float(run.score.log_lik)
         tally.gradient += run.over_free(run.score.leaves)
         if prior:
-            with torch.enable_grad():
-                log_prior = run.log_prior(self.jacobian)
-            tally.gradient += run.over_free(run.gradient(log_prior))
-            tally.log_prior = float(log_prior.detach())
-            tally.log_prior_of_free = self._log_prior_of_free(run, tally.log_prior)
             self._prior = prior_of(run, self.jacobian)
-
-    def _log_prior_of_free(self, run: CapturedRun, log_prior: float) -> float:
-        latents = self.program.latents
-        held = len(run.leaves) < len(latents)
-        if not held and (self.jacobian or not any(latent.constrained for latent in latents.values())):
-            return log_prior
-        return float(run.log_prior(True, frozenset(run.leaves) if held else None).detach())
+            tally.gradient += self._prior.log_gradient
+            tally.log_prior = self._prior.log_density
+            tally.log_prior_of_free = self._prior.log_density_of_free

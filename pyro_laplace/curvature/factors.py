@@ -17,7 +17,7 @@ from pyro_laplace.curvature.contraction import Scale, Use
 from pyro_laplace.curvature.ggn import root as ggn_root
 from pyro_laplace.curvature.gradients import Gradients, dense_rows
 from pyro_laplace.curvature.point import Point
-from pyro_laplace.curvature.root import Root, SiteRoot
+from pyro_laplace.curvature.root import Root
 from pyro_laplace.curvature.verify import independent
 from pyro_laplace.program import Chunk, Program
 
@@ -88,6 +88,7 @@ class Factored:
     Attributes:
         run: the program's run.
         root: the curvature's root.
+        gradients: of its columns, by observed site.
         layers: the products with the free sites' entries.
         scales: the free sites' entries that meet an activation of their own.
         scale_index: their coordinates in theta, ascending.
@@ -97,6 +98,7 @@ class Factored:
 
     run: CapturedRun
     root: Root
+    gradients: dict[str, Gradients]
     layers: list[_Layer]
     scales: list[Scale]
     scale_index: Tensor
@@ -114,13 +116,11 @@ class Factored:
         """
         live = self.root.live()
         dense = dense_rows(self.run, self.root, self.dense_index)
-        for name, site_root in self.root.sites.items():
-            for factors in self._of_site(name, site_root, dense[name], elements):
+        for name, gradients in self.gradients.items():
+            for factors in self._of_site(gradients, dense[name], elements):
                 yield factors if bool(live.all()) else _of_data(factors, live)
 
-    def _of_site(self, name: str, root: SiteRoot, rows: Tensor, elements: int) -> Iterator[Factors]:
-        outputs = [layer.use.output for layer in self.layers] + [scale.output for scale in self.scales]
-        gradients = Gradients.of_site(self.run, name, root, outputs)
+    def _of_site(self, gradients: Gradients, rows: Tensor, elements: int) -> Iterator[Factors]:
         others = torch.ones(gradients.count, dtype=torch.bool, device=rows.device)
         others[gradients.columns] = False
         rest = functional.pad(rows[:, others].flatten(0, 1), (0, len(self.scale_index)))
@@ -164,17 +164,20 @@ def factor(run: CapturedRun, root: Root, point: Point | None = None, check: bool
     if captured.scales and captured.uses:  # a scale and a weight at once
         weights = torch.cat([use.index.reshape(-1) for use in captured.uses])
         twice = (each for each in captured.scales if bool(torch.isin(each.index, weights).any()))
-        uncaptured |= {_site_of(each, program) for each in twice}
+        uncaptured |= {run.site_of(each.index) for each in twice}
     names = free - uncaptured
-    uses = [use for use in captured.uses if _site_of(use, program) in names]
-    scales = [scale for scale in captured.scales if _site_of(scale, program) in names]
-    if check and not independent(run, root, uses, scales, names):
+    uses = [use for use in captured.uses if run.site_of(use.index) in names]
+    scales = [scale for scale in captured.scales if run.site_of(scale.index) in names]
+    outputs = [each.output for each in (*uses, *scales)]
+    gradients = {name: Gradients.of_site(run, name, site, outputs) for name, site in root.sites.items()}
+    if check and not independent(run, gradients, uses, scales, names, STREAMED):
         return None
     held = [torch.arange(place.start, place.stop) for name, place in program.layout.items() if name in uncaptured]
     nothing = torch.zeros(0, dtype=torch.long, device=point.theta.device)
     return Factored(
         run,
         root,
+        gradients,
         _layers(uses),
         scales,
         torch.cat([nothing, *(scale.index for scale in scales)]).unique(),
@@ -237,8 +240,3 @@ def _scaled(scales: list[Scale], index: Tensor, found: dict[int, Tensor], shape:
         rows = scale.rows(found[id(scale.output)]).transpose(0, 1).double()
         total.index_add_(2, torch.searchsorted(index, scale.index), rows)
     return total
-
-
-def _site_of(use: Use | Scale, program: Program) -> str:
-    first = int(use.index.reshape(-1)[0])
-    return next(name for name, latent in program.latents.items() if latent.slice.start <= first < latent.slice.stop)

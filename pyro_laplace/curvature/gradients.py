@@ -4,7 +4,7 @@ Axis letters as in `factors`; b further axes of the data's batch, e entries of a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,12 +28,14 @@ class Gradients:
         vectors: sqrt(w) S [n, b, e, o, s]; column (b, s) of the root.
         outputs: the captured outputs.
         columns: those columns, numbered through, that any of the outputs reaches.
+        known: their gradients by the output's id, where they have been pulled back already.
     """
 
     eta: Tensor
     vectors: Tensor
     outputs: list[Output]
     columns: Tensor
+    known: dict[int, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of_site(run: CapturedRun, name: str, root: SiteRoot, outputs: list[Output]) -> "Gradients":
@@ -63,6 +65,50 @@ class Gradients:
         """Number of columns of the root."""
         return self.vectors.shape[1] * self.vectors.shape[-1]
 
+    @property
+    def elements(self) -> int:
+        """Of the gradients of one column."""
+        return sum(output.zeros().numel() for output in self.outputs)
+
+    def mixtures(
+        self, generator: torch.Generator, elements: int
+    ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
+        """Gradients of a random mix of the columns, alike for all data and with a random weight u for each of them.
+
+        Args:
+            generator: gives the randomness.
+            elements: if all columns have no more, they are pulled back on the occasion, and known from then on.
+
+        Returns:
+            u [n], and by the output's id the gradients g of ``sum_n z_n`` and h of ``sum_n u_n z_n``.
+        """
+        mix = torch.randn(len(self.columns), generator=generator).to(self.eta)
+        u = torch.randn(len(self.eta), generator=generator).to(self.eta)
+        by_datum = u.reshape(-1, 1, 1, 1)
+        if len(self.columns) * self.elements <= elements and not self.known:
+            weights = self._weights(self.columns)
+            mixed = torch.tensordot(mix, weights, 1) * by_datum
+            found = pull_each(self.eta, torch.cat([weights, mixed.unsqueeze(0)]), self.outputs)
+            self.known.update({id(output): g[:-1] for output, g in zip(self.outputs, found, strict=True)})
+            plain, last = [torch.tensordot(mix, g[:-1], 1) for g in found], [g[-1] for g in found]
+        else:
+            weights = self._mix(mix)
+            plain, last = self.pull(weights), self.pull(weights * by_datum)
+        ids = [id(output) for output in self.outputs]
+        return u, dict(zip(ids, plain, strict=True)), dict(zip(ids, last, strict=True))
+
+    def mixed_weights(self, generator: torch.Generator) -> Tensor:
+        """The weights of eta [n, b, e, o] of which `mixtures` pulls h back, for the same randomness."""
+        mix = torch.randn(len(self.columns), generator=generator).to(self.eta)
+        u = torch.randn(len(self.eta), generator=generator).to(self.eta)
+        return self._mix(mix) * u.reshape(-1, 1, 1, 1)
+
+    def _mix(self, mix: Tensor) -> Tensor:
+        """The columns' mix as weights of eta [n, b, e, o], without the columns one by one."""
+        b, s = self.vectors.shape[1], self.vectors.shape[-1]
+        whole = mix.new_zeros(b * s).index_copy(0, self.columns, mix).reshape(b, 1, s, 1).to(self.vectors)
+        return (self.vectors @ whole)[..., 0].to(self.eta)
+
     def slices(self, elements: int) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
         """Pull the columns back.
 
@@ -75,7 +121,10 @@ class Gradients:
         if not len(self.columns):
             yield self.columns, {id(output): output.zeros().unsqueeze(0)[:0] for output in self.outputs}
             return
-        step = max(1, elements // max(1, sum(output.zeros().numel() for output in self.outputs)))
+        if self.known:
+            yield self.columns, self.known
+            return
+        step = max(1, elements // max(1, self.elements))
         for columns in self.columns.split(step):
             found = self._pull_each(columns)
             yield columns, {id(output): g for output, g in zip(self.outputs, found, strict=True)}
@@ -116,9 +165,10 @@ def pull(eta: Tensor, weights: Tensor, outputs: list[Output], **options: bool) -
 
 
 def pull_each(eta: Tensor, weights: Tensor, outputs: list[Output]) -> list[Tensor]:
-    """Gradients `[k, *shape]` of the sums by weights [k, ...] in some outputs, by one vectorised pass where it can be.
+    """Several of `pull` by one vectorised pass where that can be; a loop of passes beats it for convolutions.
 
-    A loop of passes beats it for convolutions.
+    Returns:
+        by output, the gradients `[k, *shape]` of the sums by weights [k, ...].
     """
     if not outputs:
         return []

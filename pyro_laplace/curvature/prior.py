@@ -4,7 +4,8 @@ A Normal site whose location and scale depend on nothing latent has its precisio
 no other. The rest is differentiated twice along the graph of the run, over the sites that it depends on alone.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,9 +14,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat import scale_and_mask
 from pyro_laplace._memory import refuse_too_large
-from pyro_laplace._typing import Matrix, Theta
+from pyro_laplace._typing import Matrix, Scalar, Theta
 from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.program import Site, add_up
 
@@ -25,15 +25,21 @@ _CHUNK_ELEMENTS = 2**22
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """The curvature over the free coordinates.
+    """The log prior, and minus its Hessian over the free coordinates.
 
     Attributes:
-        known: its part from Normal sites, a diagonal [params], in float64.
+        log_density: log p(theta), or of the constrained values, in nats.
+        log_density_of_free: log p of the free sites' theta, its log-Jacobian included.
+        log_gradient: of `log_density` over the free coordinates [params], in float64.
+        known: the curvature's part from Normal sites, a diagonal [params], in float64.
         gradient: of minus the rest, over the coordinates [rest] that it depends on, with its graph.
         leaves: these coordinates, of one site after the other.
         place: where each of them is among the free coordinates [rest]; -1 if it is held.
     """
 
+    log_density: float
+    log_density_of_free: float
+    log_gradient: Theta
     known: Theta
     gradient: Tensor
     leaves: Sequence[Tensor]
@@ -43,7 +49,7 @@ class Prior:
         """The same over some of the free coordinates, by their place among them; the others are held."""
         place = torch.full((len(self.known) + 1,), -1, device=chosen.device)
         place[chosen] = torch.arange(len(chosen), device=chosen.device)
-        return replace(self, known=self.known[chosen], place=place[self.place])
+        return replace(self, log_gradient=self.log_gradient[chosen], known=self.known[chosen], place=place[self.place])
 
     @property
     def diagonal(self) -> Theta:
@@ -142,58 +148,84 @@ class Prior:
 
 
 def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
-    """The prior's curvature at a run's point.
+    """The log prior at a run's point, with its gradient and curvature.
 
     Args:
         run: a run of the program.
         jacobian: whether the density is that of theta, or of the constrained values.
 
     Returns:
-        minus the Hessian of the log prior over the free coordinates.
+        the log prior, and minus its Hessian over the free coordinates.
     """
     program, point, theta = run.program, run.point, run.point.theta
-    known = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
-    rest = []
+    normals, rest = {}, []
     for name, latent in program.latents.items():
-        site = run.run.latents[name]
-        precision = None if latent.constrained else _normal_precision(site)
-        if precision is None:
+        fn: Any = None if latent.constrained else _innermost(run.run.latents[name])
+        if type(fn) in _NORMAL and not (fn.loc.requires_grad or fn.scale.requires_grad):
+            normals[name] = fn
+        elif not isinstance(fn, dist.ImproperUniform):
             rest.append(name)
-        elif name in run.leaves:
-            known[latent.slice] = precision.reshape(-1)
-    known = known if len(point.index) == len(theta) else known[point.index]
+    precision, log_p, gradient = _of_normals(run, normals)
     with torch.enable_grad():
         terms = [run.log_prior(jacobian, frozenset(rest))] if rest else []
         terms += [site.log_prob() for site in run.run.factors.values() if not site.frames]
         log_density = add_up(terms, theta)
-        if not log_density.requires_grad:
-            return Prior(known, theta[:0], (), point.index[:0])
-        leaves = list(run.leaves.values())
-        grads = torch.autograd.grad(-log_density, leaves, create_graph=True, allow_unused=True)
-        used = {name: gradient for name, gradient in zip(run.leaves, grads, strict=True) if gradient is not None}
-        gradient = torch.cat([theta[:0], *used.values()])
-    positions = point.positions()
+        used = run.gradient(log_density, create_graph=True)
+        negative = torch.cat([theta[:0], *(-each for each in used.values())])
+    gradient += run.over_free({name: each.detach() for name, each in used.items()}, whole=True)
+    positions = point.positions() if used else point.index
     place = torch.cat([point.index[:0], *(positions[program.layout[name]] for name in used)])
-    return Prior(known, gradient, [run.leaves[name] for name in used], place)
+    of_free = _of_free(run, log_p, normals, rest, log_density, jacobian)
+    partial = len(point.index) < len(theta)
+    return Prior(
+        float(log_p.sum() + log_density.detach()),
+        of_free,
+        gradient[point.index] if partial else gradient,
+        precision[point.index] if partial else precision,
+        negative,
+        [run.leaves[name] for name in used],
+        place,
+    )
 
 
-def _normal_precision(site: Site) -> Tensor | None:
-    """Precisions of a site's entries, of its shape, in float64; None where it is no Normal of known parameters."""
+def _of_normals(run: CapturedRun, normals: Mapping[str, Any]) -> tuple[Theta, Theta, Theta]:
+    """Precision, log density and its gradient, coordinate by coordinate of theta; zero beside the Normal sites."""
+    theta, layout = run.point.theta.double(), run.program.layout
+    loc, scale = torch.zeros_like(theta), torch.full_like(theta, torch.inf)
+    for name, fn in normals.items():
+        shape = run.run.latents[name].value.shape
+        loc[layout[name]] = fn.loc.expand(shape).reshape(-1).double()
+        scale[layout[name]] = fn.scale.expand(shape).reshape(-1).double()
+    z = (theta - loc) / scale
+    log_p = -0.5 * z.square() - scale.log() - 0.5 * math.log(2 * math.pi)
+    if len(normals) < len(layout):
+        log_p = torch.where(scale.isinf(), 0.0, log_p)
+    return scale.square().reciprocal(), log_p, -z / scale
+
+
+def _of_free(
+    run: CapturedRun, log_p: Theta, normals: Mapping[str, Any], rest: list[str], log_density: Scalar, jacobian: bool
+) -> float:
+    """Log density of the free sites' theta, log-Jacobian included; bare factors count if every site is free."""
+    latents, free = run.program.latents, frozenset(run.leaves)
+    if len(free) == len(latents) and (jacobian or not any(latent.constrained for latent in latents.values())):
+        return float(log_p.sum() + log_density.detach())
+    total = sum(float(log_p[latents[name].slice].sum()) for name in normals if name in free)
+    if len(free) == len(latents):
+        factors = [site.log_prob() for site in run.run.factors.values() if not site.frames]
+        total += float(add_up(factors, log_p).detach())
+    return total + float(run.log_prior(True, free & frozenset(rest)).detach())
+
+
+def _innermost(site: Site) -> Any:
+    """The distribution of a site's entries, if the site counts once, without scale and mask; else None."""
     fn: Any = site.fn
     while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
-    if isinstance(fn, dist.ImproperUniform):
-        precision = torch.zeros((), dtype=torch.float64, device=site.value.device)
-    elif isinstance(fn, torch.distributions.Normal) and not (fn.loc.requires_grad or fn.scale.requires_grad):
-        precision = fn.scale.double() ** -2
-    else:
-        return None
-    if site.mask is None and isinstance(site.scale, float) and site.scale == 1.0:
-        return precision.expand(site.value.shape)
-    weight = scale_and_mask(precision.new_ones(site.fn.batch_shape), site.scale, site.mask)
-    if weight.shape != site.fn.batch_shape:
-        return None
-    return precision * weight.reshape(*weight.shape, *(1,) * len(site.fn.event_shape)).expand(site.value.shape)
+    return fn if site.mask is None and isinstance(site.scale, float) and site.scale == 1.0 else None
+
+
+_NORMAL = (torch.distributions.Normal, dist.Normal)
 
 
 def _probes(count: int, size: int, like: Tensor) -> Tensor:

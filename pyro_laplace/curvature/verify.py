@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pyro_laplace.curvature.captured_run import CapturedRun
-from pyro_laplace.curvature.contraction import Output, Scale, Use
-from pyro_laplace.curvature.root import Root
+from pyro_laplace.curvature.contraction import Scale, Use
+from pyro_laplace.curvature.gradients import Gradients
 
 _INDEPENDENT = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Of ``|h - u g|`` relative to ``|h|``."""
@@ -23,61 +23,56 @@ _INDEPENDENT = {torch.float64: 1e-9, torch.float32: 1e-4}
 _EXPLAINED = {torch.float64: 1e-13, torch.float32: 2e-6}
 """Of an entry of ``sum h a`` relative to the Cauchy-Schwarz bound ``|h| |a|``."""
 
-_Gradients = Mapping[int, Tensor]
+_ByOutput = Mapping[int, Tensor]
 
 
-def independent(run: CapturedRun, root: Root, uses: list[Use], scales: list[Scale], names: frozenset[str]) -> bool:
+def independent(
+    run: CapturedRun,
+    sites: Mapping[str, Gradients],
+    uses: list[Use],
+    scales: list[Scale],
+    names: frozenset[str],
+    elements: int,
+) -> bool:
     """Whether rows are independent and all uses of the sites seen.
 
     Args:
         run: the program's run.
-        root: of the curvature on its chunk.
+        sites: the columns of every observed site's root.
         uses: the products with the sites' entries.
         scales: the entries that meet an activation of their own.
-        names: the sites.
+        names: the latent sites.
+        elements: of gradients that may be held.
 
     Returns:
         whether both hold.
     """
-    outputs = list({id(each.output): each.output for each in (*uses, *scales)}.values())
-    tolerance = _INDEPENDENT.get(run.point.theta.dtype, 1e-2)
-    unsure = names
+    unsure: frozenset[str] | None = names
     if run.score.outputs:
         unsure = _unexplained(run, uses, scales, run.score.outputs, run.score.leaves, names)
-    for number, (name, site_root) in enumerate(root.sites.items()):
-        with torch.enable_grad():
-            eta, vectors = site_root.by_datum(run.run.observed[name])
-        if not eta.requires_grad:
+    for number, gradients in enumerate(sites.values()):
+        if unsure is None:
+            return False
+        if not len(gradients.columns):
             continue
         generator = torch.Generator().manual_seed(number)
-        mix = torch.randn(vectors.shape[1], 1, vectors.shape[-1], 1, generator=generator).to(vectors)  # b 1 s 1
-        weights = (vectors @ mix)[..., 0].to(eta)  # n b e o
-        u = torch.randn(len(eta), 1, 1, 1, generator=generator).to(eta)
-        plain, _ = _pull(eta, weights, outputs, {})
-        mixed, leaves = _pull(eta, weights * u, outputs, {site: run.leaves[site] for site in unsure or ()})
-        if unsure is None or not _rows_scale(uses, scales, plain, mixed, u, tolerance):
+        u, plain, mixed = gradients.mixtures(generator, elements)
+        if not _rows_scale(uses, scales, plain, mixed, u, _INDEPENDENT.get(run.point.theta.dtype, 1e-2)):
             return False
-        if unsure and _unexplained(run, uses, scales, mixed, leaves, unsure) is None:
-            return False
+        if unsure:
+            weights = gradients.mixed_weights(torch.Generator().manual_seed(number))
+            leaves = {name: run.leaves[name] for name in unsure}
+            grads = torch.autograd.grad(
+                gradients.eta, list(leaves.values()), weights, retain_graph=True, allow_unused=True
+            )
+            found = {name: g for name, g in zip(leaves, grads, strict=True) if g is not None}
+            if _unexplained(run, uses, scales, mixed, found, unsure) is None:
+                return False
     return unsure is not None
 
 
-def _pull(
-    eta: Tensor, weights: Tensor, outputs: list[Output], leaves: Mapping[str, Tensor]
-) -> tuple[_Gradients, Mapping[str, Tensor]]:
-    """Gradients of ``sum weights * eta`` in the outputs and the leaves."""
-    inputs = [*(output.edge for output in outputs), *leaves.values()]
-    grads = torch.autograd.grad(eta, inputs, weights, retain_graph=True, allow_unused=True) if inputs else ()
-    of_outputs = zip(outputs, grads, strict=False)
-    of_leaves = zip(leaves, grads[len(outputs) :], strict=True)
-    return (
-        {id(output): output.zeros() if g is None else g for output, g in of_outputs},
-        {name: g for name, g in of_leaves if g is not None},
-    )
-
-
 def _rows_scale(
-    uses: list[Use], scales: list[Scale], plain: _Gradients, mixed: _Gradients, u: Tensor, tolerance: float
+    uses: list[Use], scales: list[Scale], plain: _ByOutput, mixed: _ByOutput, u: Tensor, tolerance: float
 ) -> bool:
     """Whether ``h_n = u_n g_n``."""
     u = u.reshape(1, -1, 1)
@@ -96,32 +91,30 @@ def _unexplained(
     run: CapturedRun,
     uses: list[Use],
     scales: list[Scale],
-    outputs: _Gradients,
+    outputs: _ByOutput,
     leaves: Mapping[str, Tensor],
     names: frozenset[str],
 ) -> frozenset[str] | None:
     """The sites whose gradient is zero, so that it tells nothing; None if that of some site is not ``sum h a``."""
-    found = torch.zeros_like(run.point.theta, dtype=torch.float64)
-    bound = torch.zeros_like(found)
+    theta, layout = run.point.theta, run.program.layout
+    found = torch.zeros_like(theta, dtype=torch.float64)
+    bound = dict.fromkeys(names, 0.0)
     for scale in scales:
         (h,) = scale.rows(outputs[id(scale.output)].unsqueeze(0))  # n d
         found.index_add_(0, scale.index, h.sum(0).double())
-        bound[scale.index] += float(h.norm()) * len(h) ** 0.5
+        name = run.site_of(scale.index)
+        bound[name] = max(bound[name], float(h.norm()) * len(h) ** 0.5)
     for use in uses:
         h = use.positions(outputs[id(use.output)].unsqueeze(0)).flatten(0, 2)  # nt o
-        a, index = use.inputs.flatten(0, 1), use.index.reshape(-1)  # nt i
-        found.index_add_(0, index, (h.mT @ a).reshape(-1).double())
-        bound[index] += float(h.norm() * a.norm())
-    tolerance = _EXPLAINED.get(run.point.theta.dtype, 1e-2)
-    zero = []
+        a, name = use.inputs.flatten(0, 1), run.site_of(use.index)  # nt i
+        found.index_add_(0, use.index.reshape(-1), (h.mT @ a).reshape(-1).double())
+        bound[name] = max(bound[name], float(h.norm() * a.norm()))
+    tolerance = _EXPLAINED.get(theta.dtype, 1e-2)
     for name in names:
-        place = run.program.layout[name]
-        expected = leaves[name] if name in leaves else found.new_zeros(())
-        if not bool(((found[place] - expected).abs() <= tolerance * bound[place]).all()):
+        expected = leaves.get(name, 0.0)
+        if not float((found[layout[name]] - expected).abs().max()) <= tolerance * bound[name]:
             return None
-        if not bool(bound[place].any()):
-            zero.append(name)
-    return frozenset(zero)
+    return frozenset(name for name in names if not bound[name])
 
 
 def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:

@@ -13,6 +13,7 @@ from pyro_laplace._compat import name_apart, site_is_subsample, undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, as_data
 from pyro_laplace.guide import AutoLaplace
+from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.mode import train
 from pyro_laplace.program import Chunk, Program
 
@@ -59,8 +60,10 @@ def fit_svi(
         raise InvalidOption(
             f"guide={guide!r} is not a guide: give an autoguide such as AutoNormal(model), or a callable"
         )
-    if isinstance(guide, AutoLaplace):
-        raise InvalidOption("an AutoLaplace is fitted already and has no params to train: give another guide")
+    if isinstance(guide, AutoLaplace | LaplaceMixture):
+        raise InvalidOption(
+            f"this {type(guide).__name__} is fitted already and has no params to train: give another guide"
+        )
     data = as_data(data)
     program = Program.trace(model, data)
     if isinstance(guide, AutoGuide):

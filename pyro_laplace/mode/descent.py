@@ -5,6 +5,7 @@ import scipy.optimize
 import torch
 
 from pyro_laplace._typing import Theta
+from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.objective import Objective
 
 
@@ -17,6 +18,9 @@ def descend(objective: Objective, steps: int = 1000) -> Theta:
 
     Returns:
         the free coordinates [params]; never worse than where the search began.
+
+    Raises:
+        NotAMode: if a scale collapsed to zero on the way, naming its site.
     """
     start = objective.start
 
@@ -33,4 +37,6 @@ def descend(objective: Objective, steps: int = 1000) -> Theta:
         method="L-BFGS-B",
         options={"maxiter": steps, "maxcor": 20, "ftol": objective.resolution, "gtol": 0.0},
     )
-    return torch.from_numpy(found.x).to(start.device)
+    part = torch.from_numpy(found.x).to(start.device)
+    refuse_collapse(objective, part)
+    return part

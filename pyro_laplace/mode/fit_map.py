@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoDelta
 from pyro.infer.autoguide.utils import deep_setattr
 
 from pyro_laplace._compat import name_apart, undisturbed
 from pyro_laplace.data import Data, as_data
+from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.training import train
@@ -51,12 +53,14 @@ def fit_map(
     Raises:
         UnsupportedProgram: if the program has no Laplace approximation, naming the site and what to do.
         InvalidData: if `data` cannot be iterated anew.
+        NotAMode: if there is no mode, because a scale collapses to zero; naming its site.
     """
     start = time.perf_counter()
     data = as_data(data)
     program = Program.trace(model, data)
     program.visit(data)
-    guide = AutoDelta(model, init_loc_fn=init_to_start)
+    seen = poutine.block(model, hide=sorted(program.hidden)) if program.hidden else model
+    guide = AutoDelta(seen, init_loc_fn=init_to_start)
     name_apart(guide)
     train(
         program,
@@ -70,8 +74,7 @@ def fit_map(
         progress=progress,
         description="MAP",
     )
-    if program.num_params <= SMALL:
-        _finish(program, guide, data)
+    _finish(program, guide, data)
     guide.fit_seconds = time.perf_counter() - start
     return guide
 
@@ -90,10 +93,14 @@ def hyperparameters(program: Program, data: Data) -> frozenset[str]:
 
 
 def _finish(program: Program, guide: AutoDelta, data: Data) -> None:
-    """Move the guide to the mode of the constrained density."""
+    """Move the guide of a small program to the mode of the constrained density; see that a large one has a mode."""
     batch = data.first()
     theta = program.pack({k: v for k, v in guide.median(*batch.args, **batch.kwargs).items() if k in program.latents})
     index = torch.arange(len(theta), device=theta.device)
+    if len(theta) > SMALL:
+        objective = Objective(program, data, False, program.start.to(theta), index)
+        refuse_collapse(objective, theta.double())
+        return
     objective = Objective(program, data, False, theta, index)
     for name, value in program.unpack(objective.embed(minimise(objective))).items():
         deep_setattr(guide, name, value)

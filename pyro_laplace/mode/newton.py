@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Theta
+from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.objective import Objective
 
 _STEPS = 500
@@ -53,7 +54,16 @@ def minimise(objective: Objective) -> Theta:
 
     Returns:
         the free coordinates [params] at the best point found.
+
+    Raises:
+        NotAMode: if a scale collapsed to zero on the way, naming its site.
     """
+    part = _search(objective)
+    refuse_collapse(objective, part)
+    return part
+
+
+def _search(objective: Objective) -> Theta:
     part = objective.start
     value, gradient = objective.value_and_gradient(part)
     if not bool(torch.isfinite(value)):

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from tqdm.auto import tqdm
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from pyro_laplace._compat import site_is_subsample
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, Data
-from pyro_laplace.program import Program
+from pyro_laplace.program import Program, is_enumerated, without_masked_nan
 
 WINDOW = 100
 """Steps (at least one pass) over which the loss is averaged before it is judged."""
@@ -29,8 +29,9 @@ DECAYS = (0.1, 0.1)
 class _Share(Messenger):
     """Scales one batch's log density so that the batches of a pass add up to that of all data.
 
-    Latent sites count 1 / batches; a plate's own subsample scale is undone at observed sites, which the batches of a
-    pass visit once. A plate that draws its own indices states the proportion already.
+    Latent sites count 1 / batches, and what `obs_mask` leaves unobserved nothing; a plate's own subsample scale is
+    undone at observed sites, which the batches of a pass visit once. A plate that draws its own indices states the
+    proportion already.
     """
 
     def __init__(self, program: Program, batches: int) -> None:
@@ -38,7 +39,14 @@ class _Share(Messenger):
         self.program, self.batches = program, batches
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or self.program.own_indices:
+        if site_is_subsample(msg):
+            return
+        if msg["name"] in self.program.hidden and not is_enumerated(msg):
+            msg["stop"] = True  # what obs_mask leaves unobserved integrates to 1: the ELBO shall not see it
+            return
+        if msg["is_observed"] and msg["value"] is not None:
+            msg["value"] = without_masked_nan(msg["value"], msg["mask"], msg["fn"])
+        if self.program.own_indices:
             return
         if msg["name"] in self.program.latents:
             msg["scale"] = msg["scale"] / self.batches
@@ -91,7 +99,8 @@ def train(
     optim = optim or PyroOptim(torch.optim.Adam, {"lr": learning_rate})
     model = _Share(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
     scaled_guide = poutine.scale(guide, scale=1.0 if program.own_indices else 1.0 / batches)
-    svi = SVI(model, scaled_guide, optim, Trace_ELBO())
+    elbo = Trace_ELBO() if program.nesting is None else TraceEnum_ELBO(max_plate_nesting=program.nesting)
+    svi = SVI(model, scaled_guide, optim, elbo)
     window = max(WINDOW // batches, 1) * batches
     losses: list[float] = []
     decays, best, stale, total = list(DECAYS), float("inf"), 0, 0.0

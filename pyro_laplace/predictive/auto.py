@@ -8,9 +8,11 @@ from pyro_laplace._errors import LaplaceWarning, check_option
 from pyro_laplace.data import as_data
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.likelihood import likelihood_of
+from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.linearized import LinearizedProgram, linearize
-from pyro_laplace.predictive.nonlinearity import nonlinearity
+from pyro_laplace.predictive.nonlinearity import bend_of
 from pyro_laplace.program import Program
+from pyro_laplace.program.sites import unpack
 
 LINEAR = 0.1
 """`nonlinearity` up to which the program counts as linear within the posterior: it then predicts itself.
@@ -45,9 +47,9 @@ def predictive_model(
         return model
     if linearized is True:
         return linearize(model, posterior)
-    if not isinstance(posterior, AutoLaplace) or posterior.curvature == "hessian":
+    if not isinstance(posterior, AutoLaplace | LaplaceMixture):
         return model
-    bent = nonlinearity(model, posterior, as_data(data))
+    bent = bend_of(model, posterior, as_data(data))
     if bent <= LINEAR:
         return model
     unknown = _without_link(model, posterior, data)
@@ -85,9 +87,9 @@ def predictive_models(
     return {name: predictive}
 
 
-def _without_link(model: Callable[..., Any], guide: AutoLaplace, data: Any) -> list[str]:
+def _without_link(model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture, data: Any) -> list[str]:
     data = as_data(data)
-    program = Program.trace(model, data, guide.median())
+    program = Program.trace(model, data, unpack(guide.latents, guide.theta))
     run = program.run(program.start, next(program.chunks(data)))
     return [
         f"{name!r} ({type(site.fn).__name__})" for name, site in run.observed.items() if likelihood_of(site.fn) is None

@@ -15,6 +15,7 @@ from pyro_laplace._compat import site_is_deterministic, site_is_factor, site_is_
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.guide import AutoLaplace
+from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.vectorize import over_rows
 from pyro_laplace.program.sites import unpack
 
@@ -82,7 +83,7 @@ def draws_of(posterior: Any, data: Data, num_samples: int) -> PosteriorDraws:
         return _of_mapping(posterior)
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise InvalidOption(f"num_samples={num_samples!r}: give a positive number of draws")
-    if isinstance(posterior, AutoLaplace):
+    if isinstance(posterior, AutoLaplace | LaplaceMixture):
         return _of_laplace(posterior, num_samples)
     if not callable(posterior):
         raise InvalidOption(
@@ -102,10 +103,11 @@ def draws_of(posterior: Any, data: Data, num_samples: int) -> PosteriorDraws:
     return PosteriorDraws(_of_guide(posterior, batch, num_samples))
 
 
-def _of_laplace(guide: AutoLaplace, num_samples: int) -> PosteriorDraws:
+def _of_laplace(guide: AutoLaplace | LaplaceMixture, num_samples: int) -> PosteriorDraws:
     with torch.no_grad():
         theta = guide.sample_theta(num_samples)
-        log_q = guide.get_posterior().log_prob(theta[:, guide.index])
+        random = theta[:, guide.index] if isinstance(guide, AutoLaplace) else theta
+        log_q = guide.get_posterior().log_prob(random)
         return PosteriorDraws(unpack(guide.latents, theta), log_q=log_q)
 
 

@@ -19,6 +19,7 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.likelihood import require_likelihood
+from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.program import Chunk, Program
 from pyro_laplace.program.sites import pack
 
@@ -33,16 +34,17 @@ def linearize(model: Callable[..., Any], guide: Any) -> Callable[..., Tensor | d
 
     Args:
         model: the Pyro program.
-        guide: a posterior of it, from `fit_laplace`.
+        guide: a posterior of it, from `fit_laplace`. Of a mixture, every theta is linearised at the mode of the
+            component that it most probably came from.
 
     Returns:
         a callable with the model's arguments. It returns the value of the observed site, or a mapping of their values
         by name if there are several.
 
     Raises:
-        InvalidOption: if the guide is not an `AutoLaplace`.
+        InvalidOption: if the guide is not an `AutoLaplace` or `LaplaceMixture`.
     """
-    if not isinstance(guide, AutoLaplace):
+    if not isinstance(guide, AutoLaplace | LaplaceMixture):
         raise InvalidOption(f"linearize takes a guide from fit_laplace, not a {type(guide).__name__}")
     return LinearizedProgram(model, guide)
 
@@ -55,7 +57,7 @@ class LinearizedProgram:
         guide: the posterior at whose mode it is linearised.
     """
 
-    def __init__(self, model: Callable[..., Any], guide: AutoLaplace) -> None:
+    def __init__(self, model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture) -> None:
         self.model, self.guide = model, guide
         self._program = Program(model, guide.latents, guide.observed, start=guide.theta)
 
@@ -79,7 +81,8 @@ class LinearizedProgram:
                 likelihoods[name] = require_likelihood(name, site.fn)
             return {name: likelihood.link() for name, likelihood in likelihoods.items()}
 
-        mode = self.guide.theta
+        guide = self.guide
+        mode = guide.mode_of(theta) if isinstance(guide, LaplaceMixture) else guide.theta
         with undisturbed(rng=False):
             at_mode, change = jvp(eta, mode, theta - mode)
             eta(mode)  # leaves the likelihoods' wrappers free of dual numbers

@@ -14,10 +14,12 @@ from pyro_laplace._compat import undisturbed
 from pyro_laplace._errors import InvalidOption, UnsupportedProgram, check_option
 from pyro_laplace.data import Batch
 from pyro_laplace.guide import AutoLaplace
+from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.functional import Functional
 from pyro_laplace.predictive.jacobian import CLASSES, Linearized, Linearizer, moved
 from pyro_laplace.predictive.linearized import LinearizedProgram
 from pyro_laplace.predictive.links import LINKS, FunctionMixture, laplace_bridge, probit
+from pyro_laplace.predictive.mixture import MixturePredictive
 from pyro_laplace.predictive.modules_kept import modules_kept
 from pyro_laplace.program import Chunk
 
@@ -64,7 +66,8 @@ class LinearizedPredictive:
 
     Args:
         model: the Pyro program.
-        guide: a posterior of it, from `fit_laplace`.
+        guide: a posterior of it, from `fit_laplace`. A `LaplaceMixture` gives a `MixturePredictive`, each component
+            linearised at its own mode.
         link: of classes: "probit", "bridge" (the Laplace bridge), "bridge_norm" (the same of scaled logits), or
             "sample", the mean of the likelihood over draws in function space, also for Bernoulli and Binomial data. The
             first three depend on the constant that a softmax does not see: it is that of the logits that the program
@@ -76,6 +79,13 @@ class LinearizedPredictive:
         InvalidOption: if the guide is not an `AutoLaplace`, or an option has a value that it cannot have.
         UnsupportedProgram: when called, if a likelihood's link is not known, or the program cannot be differentiated.
     """
+
+    def __new__(cls, model: Any = None, guide: Any = None, **options: Any) -> Any:
+        """Of a mixture, the predictive that mixes those of its components."""
+        if isinstance(guide, LaplaceMixture):
+            parts = [cls(model, component, **options) for component in guide.components]
+            return MixturePredictive(guide.weights, parts)
+        return super().__new__(cls)
 
     def __init__(
         self,

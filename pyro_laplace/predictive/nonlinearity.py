@@ -9,10 +9,18 @@ from pyro_laplace._compat import undisturbed
 from pyro_laplace.curvature.ggn import root as ggn_root
 from pyro_laplace.data import Data
 from pyro_laplace.guide import AutoLaplace
+from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.program import Chunk, Program
 
 _STEP = 0.02
 """Fraction of the deviation over which the directional derivative is a difference quotient."""
+
+
+def bend_of(model: Callable[..., Any], posterior: Any, data: Data) -> float:
+    """The largest `nonlinearity` of a posterior's components; 0 of those that no Gauss-Newton curvature made."""
+    components = posterior.components if isinstance(posterior, LaplaceMixture) else [posterior]
+    ours = (each for each in components if isinstance(each, AutoLaplace) and each.curvature not in ("hessian", "none"))
+    return max((nonlinearity(model, each, data) for each in ours), default=0.0)
 
 
 def nonlinearity(model: Callable[..., Any], guide: AutoLaplace, data: Data) -> float:

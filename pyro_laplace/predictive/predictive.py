@@ -20,10 +20,11 @@ from pyro_laplace._compat import RandomState, site_is_subsample, undisturbed
 from pyro_laplace._errors import InvalidOption, LaplaceWarning, UnsupportedProgram
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.guide import AutoLaplace
+from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.auto import LINEAR
 from pyro_laplace.predictive.linearized import LinearizedProgram
 from pyro_laplace.predictive.modules_kept import modules_kept
-from pyro_laplace.predictive.nonlinearity import nonlinearity
+from pyro_laplace.predictive.nonlinearity import bend_of
 from pyro_laplace.predictive.vectorize import Widest, over_rows, row_by_row
 
 RETURN = "_RETURN"
@@ -101,7 +102,7 @@ class Predictive(pyro.infer.Predictive):
     def _guide_draws(self, batch: Batch) -> dict[str, Tensor]:
         """Site name to draws `[num_samples, *shape]`."""
         guide: Any = self.guide
-        if isinstance(guide, AutoLaplace):
+        if isinstance(guide, AutoLaplace | LaplaceMixture):
             return guide.sample_posterior(self.num_samples)
         form = Form.of(guide, batch, {})
         return self._run("guide", form, form.shapes, batch, {})
@@ -127,12 +128,12 @@ class Predictive(pyro.infer.Predictive):
     def _warn_of_nonlinearity(self, batch: Batch) -> None:
         """Warn, once, of a Gauss-Newton posterior whose draws go through a program that is not linear within it."""
         guide: Any = self.guide
-        mine = isinstance(guide, AutoLaplace) and guide.curvature != "hessian"
+        mine = isinstance(guide, AutoLaplace | LaplaceMixture)
         if not mine or self._weighed or isinstance(self.model, LinearizedProgram):
             return
         self._weighed = True
         try:
-            bent = nonlinearity(self.model, guide, Data(batch, one_batch=True))
+            bent = bend_of(self.model, guide, Data(batch, one_batch=True))
         except UnsupportedProgram:  # the model is not the one that the guide was fitted to: nothing can be said
             return
         if bent > LINEAR:

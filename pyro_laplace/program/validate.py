@@ -21,8 +21,14 @@ def latent_layout(run: Run) -> dict[str, Latent]:
         site name to `Latent`; their slices follow each other from 0 on.
 
     Raises:
-        UnsupportedProgram: if there is none, or one is discrete, lives on a sphere or inside a subsampled plate.
+        UnsupportedProgram: if there is none, or one is discrete, lives on a sphere or inside a subsampled plate, or has
+            a support that depends on another.
     """
+    if not run.latents and run.discrete:
+        raise UnsupportedProgram(
+            f"the latent sites {list(run.discrete)} are discrete and enumerated, and there is no continuous one: their "
+            "posterior is exact without an approximation, by pyro.infer.infer_discrete or TraceEnum_ELBO"
+        )
     if not run.latents:
         raise UnsupportedProgram(
             "the model has no latent site (is it a Pyro program?): put a prior on what shall be random, with "
@@ -31,6 +37,7 @@ def latent_layout(run: Run) -> dict[str, Latent]:
     latents, start = {}, 0
     for name, site in run.latents.items():
         support = _continuous_support(name, site.fn)
+        _refuse_moving_support(site, run)
         _refuse_subsampled(site)
         unconstrained = biject_to(support).inv(site.value)
         latents[name] = Latent(
@@ -81,7 +88,7 @@ def refuse_surplus(run: Run, values: Mapping[str, Tensor]) -> None:
                 f"was first called without observations, it took {name!r} for a latent site: train it anew on the "
                 f"data. If {name!r} is conditioned on, leave it out: give a mapping of the other sites' values"
             )
-        if name not in run.latents and name not in run.deterministic:
+        if name not in {*run.latents, *run.deterministic, *run.missing}:
             raise UnsupportedProgram(
                 f"the guide or mapping given has a value for {name!r}, but the latent sites of the model are "
                 f"{list(run.latents)}: it belongs to another model"
@@ -158,6 +165,59 @@ def refuse_randomness(first: Tensor, second: Tensor) -> None:
         )
 
 
+def refuse_used_missing(run: Run) -> None:
+    """Refuse values that `obs_mask` leaves unobserved and that the program uses: they do not integrate to 1.
+
+    Args:
+        run: the program's run, its latent and missing values leaves of a graph.
+
+    Raises:
+        UnsupportedProgram: naming the site.
+    """
+    if not run.missing:
+        return
+    with torch.enable_grad():
+        sites = [*run.latents.values(), *run.observed.values(), *run.factors.values()]
+        total = torch.stack([site.log_prob().sum() for site in sites]).sum()
+    for name, site in run.missing.items():
+        if not site.value.requires_grad or not total.requires_grad:
+            continue
+        (gradient,) = torch.autograd.grad(total, site.value, retain_graph=True, allow_unused=True)
+        if gradient is not None:
+            stem = name.removesuffix("_unobserved")
+            raise UnsupportedProgram(
+                f"the values of {stem!r} that obs_mask leaves unobserved are used further on in the program, so that "
+                f"they are latent, while the observed ones beside them are not: sample the missing entries alone, "
+                f"missing = pyro.sample({stem + '_missing'!r}, fn_of_them), and put them into the data, "
+                f"{stem}.masked_scatter(~mask, missing)"
+            )
+
+
+def refuse_shared_discrete(run: Run, one_batch: bool) -> None:
+    """Refuse an enumerated site that data in different batches share.
+
+    Args:
+        run: the program's run, its discrete sites summed out.
+        one_batch: whether the data were given as one batch.
+
+    Raises:
+        UnsupportedProgram: naming the site.
+    """
+    shared = [name for name, site in run.factors.items() if not site.frames]
+    if shared and not one_batch:
+        raise UnsupportedProgram(
+            f"the discrete latent sites summed out in {shared} are outside the plate of the data, or it is a factor "
+            "outside any plate: the sum over them does not divide into batches. Give all data as one batch"
+        )
+
+
+def nesting_of(run: Run) -> int:
+    """Number of axes from the right that the plates and batch shapes of a run's sites take."""
+    sites = [*run.latents.values(), *run.observed.values(), *run.factors.values(), *run.discrete.values()]
+    depths = [-min((frame.dim for frame in site.frames), default=0) for site in sites]
+    return max([*depths, *(len(site.fn.batch_shape) for site in sites)], default=0)
+
+
 def _continuous_support(name: str, fn: Any) -> Constraint:
     support = fn.support
     if support.is_discrete:
@@ -176,12 +236,45 @@ def _continuous_support(name: str, fn: Any) -> Constraint:
     return support
 
 
+def _refuse_moving_support(site: Site, run: Run) -> None:
+    bounds = [bound for bound in _bounds(site.fn.support) if bound.requires_grad]
+    leaves = {name: other.value for name, other in run.latents.items() if other.value.requires_grad}
+    if not bounds or not leaves:
+        return
+    with torch.enable_grad():
+        bounds = [bound.sum() for bound in bounds]
+    gradients = torch.autograd.grad(
+        sum(bounds[1:], bounds[0]), [*leaves.values()], retain_graph=True, allow_unused=True
+    )
+    others = [name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None]
+    if others:
+        raise UnsupportedProgram(
+            f"latent site {site.name!r} ({type(site.fn).__name__}) has a support that depends on the latent sites "
+            f"{others}, so that no fixed map takes it to unconstrained space: sample it on a fixed support and "
+            "transform it, as in x = low + (high - low) * pyro.sample(name, dist.Uniform(0, 1)), and record x by "
+            "pyro.deterministic"
+        )
+
+
+def _bounds(support: Any) -> list[Tensor]:
+    """The tensors that a constraint is made of."""
+    if isinstance(support, Tensor):
+        return [support]
+    if isinstance(support, Constraint):
+        return [bound for part in vars(support).values() for bound in _bounds(part)]
+    return [bound for part in support for bound in _bounds(part)] if isinstance(support, list | tuple) else []
+
+
 def _discrete(name: str, fn: Any) -> str:
+    enumerate_it = (
+        "have it enumerated: mark it infer={'enumerate': 'parallel'}, or wrap the model in pyro.infer.config_enumerate"
+        if fn.has_enumerate_support
+        else "sum it out by hand (its support cannot be enumerated)"
+    )
     return (
         f"latent site {name!r} is discrete ({type(fn).__name__}), and a Gaussian cannot describe it. If it is data, "
-        "give its value (obs=). Else enumerate it by hand (dist.MixtureSameFamily in place of a mixture's assignment, "
-        f"say), or hold it with poutine.condition(model, data={{{name!r}: value}}), or hide it with "
-        f"poutine.block(model, hide=[{name!r}]) once nothing depends on it"
+        f"give its value (obs=). Else {enumerate_it}; or hold it with poutine.condition(model, data={{{name!r}: "
+        f"value}}), or hide it with poutine.block(model, hide=[{name!r}]) once nothing depends on it"
     )
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-laplace = pytest.importorskip("laplace")
+pytest.importorskip("laplace")
+import laplace
 from contenders import Loader, run_quietly
 from laplace.curvature import BackPackGGN, CurvlinopsGGN
 from measure import environment

@@ -1,0 +1,120 @@
+"""Joint modes that do not exist: a scale that shrinks to zero while the log joint grows without bound.
+
+In a centred hierarchy ``x_j ~ Normal(mu, tau)`` the density at ``x_j = mu`` grows as ``tau^-J``. It shows at the point
+where a search gives up: what the scale belongs to lies at its location to much less than that scale, and a smaller
+scale is better still. At a mode, values are about one scale from their location.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_laplace._compat import undisturbed
+from pyro_laplace._errors import NotAMode
+from pyro_laplace._typing import Theta
+from pyro_laplace.mode.objective import Objective
+from pyro_laplace.program import Chunk, Site
+
+_SHRUNK = 1e-2
+"""A scale that fell by this factor, or below `_SMALL` of its values, may have collapsed."""
+
+_SMALL = 1e-6
+
+_CLOSE = 0.1
+"""Mean squared distance to the location, in scales, below which values do not explain their scale."""
+
+_RATE = 0.1
+"""Nats by which the log joint rises as the log of the scale falls by one."""
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """The scale of a site and what it spreads, entry by entry, broadcast together."""
+
+    scale: Tensor
+    distance: Tensor
+    size: float
+
+
+def refuse_collapse(objective: Objective, part: Theta) -> None:
+    """Refuse the point at which a search ended if a scale has collapsed there.
+
+    Args:
+        objective: what was minimised, from its own `theta`.
+        part: the free coordinates found.
+
+    Raises:
+        NotAMode: naming the site whose scale collapsed, what it depends on, and the remedy.
+    """
+    program, theta = objective.program, objective.embed(part)
+    with undisturbed(), torch.enable_grad():
+        chunk = next(iter(program.chunks(objective.data)))
+        leaf = theta.clone().requires_grad_()
+        spreads = _spreads(objective, leaf, chunk)
+        if not spreads:
+            return
+        before = _spreads(objective, objective.theta, chunk)
+        suspects = {name: found for name, s in spreads.items() if (found := _collapsed(s, before[name], theta)).any()}
+        if not suspects:
+            return
+        _, gradient = objective.value_and_gradient(part)
+        for name, which in suspects.items():
+            log_scale = spreads[name].scale.log()[which].mean()
+            (direction,) = torch.autograd.grad(log_scale, leaf, retain_graph=True)
+            along = direction[objective.index].double()
+            if float(gradient @ along) > _RATE * float(along @ along) > 0:
+                raise NotAMode(_message(objective, name, direction, before[name], spreads[name], which))
+
+
+def _spreads(objective: Objective, theta: Tensor, chunk: Chunk) -> dict[str, _Spread]:
+    """The scales of the program's sites that depend on theta, where it requires a gradient; else all."""
+    run = objective.program.run(theta, chunk)
+    found = {name: _spread(site) for name, site in {**run.latents, **run.observed}.items()}
+    wanted = theta.requires_grad
+    return {name: s for name, s in found.items() if s is not None and (s.scale.requires_grad or not wanted)}
+
+
+def _spread(site: Site) -> _Spread | None:
+    fn: Any = site.fn
+    while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    value = site.value.log() if isinstance(fn, torch.distributions.LogNormal) else site.value
+    scale, loc = getattr(fn, "scale", None), getattr(fn, "loc", 0.0)
+    if not isinstance(scale, Tensor) or not value.is_floating_point():
+        return None
+    distance = ((value - loc) / scale).detach()
+    size = float(value.detach().abs().max()) if value.numel() else 0.0
+    return _Spread(scale.expand(distance.shape), distance, size)
+
+
+def _collapsed(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
+    """Which entries have collapsed, bool of the site's shape."""
+    scale = now.scale.detach()
+    small = (scale < _SHRUNK * before.scale.detach()) | (scale < _SMALL * now.size)
+    unresolved = scale < 4 * torch.finfo(theta.dtype).eps * now.size
+    squares = now.distance[small].square()
+    close = bool(len(squares)) and float(squares.mean()) < _CLOSE
+    return small if close else small & unresolved
+
+
+def _message(objective: Objective, name: str, direction: Tensor, before: _Spread, now: _Spread, which: Tensor) -> str:
+    program = objective.program
+    moved = [latent for latent, place in program.layout.items() if latent != name and bool(direction[place].any())]
+    first, last = (float(s.scale.detach()[which].flatten()[0]) for s in (before, now))
+    said = (
+        f"the log joint has no maximum: the scale of site {name!r}, which depends on {moved}, collapses to zero (from "
+        f"{first:.3g} to {last:.3g} in the search), and the density grows without bound as it does. "
+    )
+    if name in program.latents:
+        return said + (
+            f"Write {name!r} in its non-centred form, x = loc + scale * z with z ~ Normal(0, 1), or have it done: "
+            f"poutine.reparam(model, config={{{name!r}: LocScaleReparam(0.0)}}); or give the scale a prior that keeps "
+            "it from zero"
+        )
+    return said + (
+        "The program fits these data exactly: give the scale a prior that keeps it from zero (LogNormal, "
+        "InverseGamma), or the other sites a prior that keeps them from fitting the noise"
+    )
