@@ -91,13 +91,16 @@ def fit_laplace(
         subset: the random sites, the others are held at the mode: "all", "last_layer", site names or globs, a callable
             of the site name, or a `Subnetwork` of single coordinates.
         structure: of the precision: "full"; "block" (dense for each site); "kron" (a Kronecker product per layer,
-            dense blocks for sites in no layer); "diag"; `LowRank(rank)` (a diagonal prior and the likelihood's leading
+            dense blocks for sites in no layer), or `Kron("expand")`, which it is, or `Kron("reduce")`, for weights
+            that several positions share; "diag"; `LowRank(rank)` (a diagonal prior and the likelihood's leading
             eigenpairs); or a mapping of site globs to these, in which the first match wins, every random site is
             matched, and the curvature between its groups is dropped.
-        curvature: of the log likelihood: "ggn" (exact Fisher information; exact Hessian for distributions without a
-            registered one), "mc_fisher" (its unbiased estimate from labels drawn for each datum, of any distribution;
-            `pyro.set_rng_seed` reproduces it), "empirical_fisher" (the gradients at the data's own labels: one row a
-            datum) or "hessian".
+        curvature: of the log likelihood: "ggn" (Fisher information of the data's distribution: in closed form where
+            there is one, by enumeration of a small support, or else by Monte Carlo, with labels that are the same at
+            every call on the same data; what cannot be drawn from, and a `pyro.factor`, has its exact Hessian),
+            "mc_fisher" (the Fisher information's unbiased estimate from four labels drawn for each datum, of any
+            distribution; `pyro.set_rng_seed` reproduces it), "empirical_fisher" (the gradients at the data's own
+            labels: one row a datum) or "hessian".
         jacobian: True builds the Gaussian at the mode of the density of theta, ``log |dx/dtheta|`` included; False at
             AutoDelta's, the mode of the density of the constrained values.
         polish: True moves the point to the mode, False leaves it, "auto" moves it where it must: sites with constraints

@@ -37,7 +37,7 @@ def interleaved():
     expected = torch.zeros(5, 5)
     expected[first[:, None], first[None]] = dense
     expected[second, second] = diag
-    return Precision([(first, Dense(dense)), (second, Diag(diag))]), expected
+    return Precision([(first, Dense(dense.clone())), (second, Diag(diag))]), expected
 
 
 def low_rank(rank=2, size=5, lowest=0.0):

@@ -46,7 +46,7 @@ def test_kron_of_a_program_without_layers_has_the_full_blocks():
 
 
 def test_a_collapsing_scale_is_told_to_be_non_centred():
-    with pytest.raises(pl.IndefiniteCurvature, match=r"non-centred form: x = loc \+ scale \* z"):
+    with pytest.raises(pl.NotAMode, match=r"non-centred form: x = loc \+ scale \* z"):
         pl.fit_laplace(centred_schools, (), progress=False)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.curvature.factors import Factors, Product
 
-_ELEMENTS = 2**21
+_ELEMENTS = 2**20
 """Elements of the intermediate products of one slice of the data."""
 
 

@@ -103,12 +103,12 @@ def _unexplained(
         (h,) = scale.rows(outputs[id(scale.output)].unsqueeze(0))  # n d
         found.index_add_(0, scale.index, h.sum(0).double())
         name = run.site_of(scale.index)
-        bound[name] = max(bound[name], float(h.norm()) * len(h) ** 0.5)
+        bound[name] = max(bound.get(name, 0.0), float(h.norm()) * len(h) ** 0.5)
     for use in uses:
         h = use.positions(outputs[id(use.output)].unsqueeze(0)).flatten(0, 2)  # nt o
         a, name = use.inputs.flatten(0, 1), run.site_of(use.index)  # nt i
         found.index_add_(0, use.index.reshape(-1), (h.mT @ a).reshape(-1).double())
-        bound[name] = max(bound[name], float(h.norm() * a.norm()))
+        bound[name] = max(bound.get(name, 0.0), float(h.norm() * a.norm()))
     tolerance = _EXPLAINED.get(theta.dtype, 1e-2)
     for name in names:
         expected = leaves.get(name, 0.0)

@@ -30,6 +30,14 @@ _RATE = 0.1
 """Nats by which the log joint rises as the log of the scale falls by one."""
 
 
+class Collapse(NotAMode):
+    """A scale fell to zero in a search; `latents` are the sites that it depends on."""
+
+    def __init__(self, message: str, latents: list[str]) -> None:
+        super().__init__(message)
+        self.latents = latents
+
+
 @dataclass(frozen=True)
 class _Spread:
     """The scale of a site and what it spreads, entry by entry, broadcast together."""
@@ -47,7 +55,7 @@ def refuse_collapse(objective: Objective, part: Theta) -> None:
         part: the free coordinates found.
 
     Raises:
-        NotAMode: naming the site whose scale collapsed, what it depends on, and the remedy.
+        Collapse: naming the site whose scale collapsed, what it depends on, and the remedy.
     """
     program, theta = objective.program, objective.embed(part)
     with undisturbed(), torch.enable_grad():
@@ -66,7 +74,9 @@ def refuse_collapse(objective: Objective, part: Theta) -> None:
             (direction,) = torch.autograd.grad(log_scale, leaf, retain_graph=True)
             along = direction[objective.index].double()
             if float(gradient @ along) > _RATE * float(along @ along) > 0:
-                raise NotAMode(_message(objective, name, direction, before[name], spreads[name], which))
+                layout = program.layout.items()
+                latents = [latent for latent, place in layout if latent != name and bool(direction[place].any())]
+                raise Collapse(_message(objective, name, latents, before[name], spreads[name], which), latents)
 
 
 def _spreads(objective: Objective, theta: Tensor, chunk: Chunk) -> dict[str, _Spread]:
@@ -100,17 +110,15 @@ def _collapsed(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
     return small if close else small & unresolved
 
 
-def _message(objective: Objective, name: str, direction: Tensor, before: _Spread, now: _Spread, which: Tensor) -> str:
-    program = objective.program
-    moved = [latent for latent, place in program.layout.items() if latent != name and bool(direction[place].any())]
+def _message(objective: Objective, name: str, latents: list[str], before: _Spread, now: _Spread, which: Tensor) -> str:
     first, last = (float(s.scale.detach()[which].flatten()[0]) for s in (before, now))
     said = (
-        f"the log joint has no maximum: the scale of site {name!r}, which depends on {moved}, collapses to zero (from "
-        f"{first:.3g} to {last:.3g} in the search), and the density grows without bound as it does. "
+        f"the log joint has no maximum: the scale of site {name!r}, which depends on {latents}, collapses to zero "
+        f"(from {first:.3g} to {last:.3g} in the search), and the density grows without bound as it does. "
     )
-    if name in program.latents:
+    if name in objective.program.latents:
         return said + (
-            f"Write {name!r} in its non-centred form, x = loc + scale * z with z ~ Normal(0, 1), or have it done: "
+            f"Write {name!r} in its non-centred form: x = loc + scale * z with z ~ Normal(0, 1), or have it done: "
             f"poutine.reparam(model, config={{{name!r}: LocScaleReparam(0.0)}}); or give the scale a prior that keeps "
             "it from zero"
         )

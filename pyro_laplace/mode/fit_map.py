@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from pyro.infer.autoguide import AutoDelta
 from pyro.infer.autoguide.utils import deep_setattr
 
 from pyro_laplace._compat import name_apart, undisturbed
+from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data, as_data
-from pyro_laplace.mode.collapse import refuse_collapse
+from pyro_laplace.mode.collapse import Collapse, refuse_collapse
+from pyro_laplace.mode.descent import descend
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.training import train
@@ -96,11 +99,39 @@ def _finish(program: Program, guide: AutoDelta, data: Data) -> None:
     """Move the guide of a small program to the mode of the constrained density; see that a large one has a mode."""
     batch = data.first()
     theta = program.pack({k: v for k, v in guide.median(*batch.args, **batch.kwargs).items() if k in program.latents})
+    start = program.start.to(theta)
     index = torch.arange(len(theta), device=theta.device)
-    if len(theta) > SMALL:
-        objective = Objective(program, data, False, program.start.to(theta), index)
-        refuse_collapse(objective, theta.double())
-        return
-    objective = Objective(program, data, False, theta, index)
-    for name, value in program.unpack(objective.embed(minimise(objective))).items():
+    try:
+        if len(theta) > SMALL:
+            refuse_collapse(Objective(program, data, False, start, index), theta.double())
+            return
+        objective = Objective(program, data, False, theta, index)
+        theta = objective.embed(minimise(objective))
+    except Collapse as collapse:
+        theta = _from_wide_scales(Objective(program, data, False, start, index), collapse)
+    for name, value in program.unpack(theta).items():
         deep_setattr(guide, name, value)
+
+
+def _from_wide_scales(objective: Objective, collapse: Collapse) -> Theta:
+    """Search again, first with the scale that collapsed held where it started, then with everything free.
+
+    Where the data say enough about what the scale spreads, there is a mode beside the singularity at zero: what is
+    spread finds its place before the scale may fall.
+
+    Returns:
+        theta at that mode.
+
+    Raises:
+        Collapse: the first one, if the scale falls to zero again.
+    """
+    program, search = objective.program, (minimise if len(objective.theta) <= SMALL else descend)
+    held = [objective.index[program.layout[name]] for name in collapse.latents]
+    rest = objective.index[~torch.isin(objective.index, torch.cat(held))]
+    try:
+        for index in (rest, objective.index):
+            moved = replace(objective, index=index)
+            objective = replace(objective, theta=moved.embed(search(moved)))
+    except Collapse:
+        raise collapse from None
+    return objective.theta

@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_laplace._errors import IndefiniteCurvature, InvalidOption, UnsupportedProgram
 from pyro_laplace.curvature import (
     Curvature,
+    Gram,
     Pass,
     likelihood_blocks,
     likelihood_diagonal,
@@ -80,18 +81,25 @@ def _build(structure: Single, part: Part) -> Placed:
 
 
 def _full(part: Part) -> Placed:
-    likelihood = likelihood_gram(part.curvature, part.visit, part.point)
-    return [(likelihood.order, dense_block(likelihood, part.base, part, part.point))]
+    likelihood = partial(likelihood_gram, part.curvature, part.visit, part.point)
+    return [dense_block(likelihood, part.base, part, part.point)]
 
 
 def _block(part: Part) -> Placed:
     """A dense block for each site, whatever layer it belongs to."""
     groups = [of_sites([name], part.program, part.point) for name in names_of(part.program, part.point.index)]
-    grams = likelihood_blocks(part.curvature, part.visit, part.point, groups)
-    return [
-        (group[gram.order], dense_block(gram, part.base.over(group), part, part.point.only(group)))
-        for group, gram in zip(groups, grams, strict=True)
-    ]
+    placed: Placed = []
+    for group, gram in zip(groups, likelihood_blocks(part.curvature, part.visit, part.point, groups), strict=True):
+        again = partial(likelihood_blocks, part.curvature, part.visit, part.point, [group])
+        order, block = dense_block(_first(gram, again), part.base.over(group), part, part.point.only(group))
+        placed.append((group[order], block))
+    return placed
+
+
+def _first(made: Gram, again: Callable[[], list[Gram]]) -> Callable[[], Gram]:
+    """Gives what has been made, and makes it anew when it is asked for once more."""
+    known = [made]
+    return lambda: (known or again()).pop()
 
 
 def _diag(part: Part) -> Placed:

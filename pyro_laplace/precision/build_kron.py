@@ -61,10 +61,15 @@ def _placed(part: Part, shared: str, dtype: torch.dtype) -> Placed:
         diagonal = part.base.diagonal
         placed = [block for factors in products for block in _blocks(factors, diagonal, program, point, dtype)]
     if len(dense_index):
-        gram = Gram(len(dense_index), dense.device)
-        gram.add_symmetric(dense)
-        block = dense_block(gram, part.base.over(dense_index), part, Point(point.theta, point.index[dense_index]))
-        placed.append((dense_index, block))
+
+        def gram() -> Gram:
+            rest = Gram(len(dense_index), dense.device)
+            rest.add_symmetric(dense)
+            return rest
+
+        names = Point(point.theta, point.index[dense_index])
+        order, block = dense_block(gram, part.base.over(dense_index), part, names)
+        placed.append((dense_index[order], block))
     return placed
 
 

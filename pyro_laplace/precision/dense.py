@@ -22,8 +22,7 @@ class Dense(Block):
         """Factorise a precision.
 
         Args:
-            matrix: Lambda, of which the lower triangle is read. It is scaled in place, and given back as it was (to
-                rounding) if an error is raised.
+            matrix: Lambda, of which the lower triangle is read. It is used up: in float64, the factor takes its place.
 
         Raises:
             IndefiniteCurvature: if it is not positive definite.
@@ -34,9 +33,10 @@ class Dense(Block):
         if not bool((diagonal > 0).all()):  # also catches nan
             raise IndefiniteCurvature("the posterior precision has a diagonal entry that is not positive")
         scale = diagonal.sqrt()
-        factor, info = torch.linalg.cholesky_ex(matrix.div_(scale).div_(scale.unsqueeze(-1)))
+        matrix.div_(scale).div_(scale.unsqueeze(-1))
+        info = torch.empty((), dtype=torch.int32, device=matrix.device)
+        factor, info = torch.linalg.cholesky_ex(matrix, out=(matrix, info))
         if bool(info):
-            matrix.mul_(scale).mul_(scale.unsqueeze(-1))
             raise IndefiniteCurvature("the posterior precision is not positive definite")
         self.register_buffer("scale", scale)
         self.register_buffer("scale_tril", factor)

@@ -1,7 +1,7 @@
 """What a structure is built of, and the dense block that every structure falls back to."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -51,33 +51,40 @@ class Part:
         return torch.arange(len(self.point.index), device=self.point.index.device)
 
 
-def dense_block(likelihood: Gram, base: Base, part: Part, point: Point) -> Block:
+def dense_block(likelihood: Callable[[], Gram], base: Base, part: Part, point: Point) -> tuple[Tensor, Block]:
     """A dense block.
 
     Args:
-        likelihood: the likelihood's curvature; it is used up.
+        likelihood: makes the likelihood's curvature, which is used up; anew where it turns out to be indefinite.
         base: what it is added to.
         part: of which the block is all or a part.
         point: theta and the block's coordinates.
 
     Returns:
-        the block.
+        the block, and the coordinates of its entries by number.
 
     Raises:
         IndefiniteCurvature: if the point is no maximum in some direction, naming the sites that form it.
     """
-    base.add_to(likelihood.lower, likelihood.order)
+
+    def added() -> Gram:
+        gram = likelihood()
+        base.add_to(gram.lower, gram.order)
+        return gram
+
+    gram = added()
     try:
-        return Dense(likelihood.lower)
+        return gram.order, Dense(gram.lower)
     except IndefiniteCurvature:
-        total = likelihood.matrix()
+        gram = added()
+        total = gram.matrix()
         if part.curvature.root is None:
             raise IndefiniteCurvature(explain(total, part.program, point, part.curvature)) from None
     # the likelihood part is positive semi-definite by construction, so the prior's convex directions are to blame
     try:
         values, vectors = torch.linalg.eigh(base.matrix())
         convex = (vectors * values.clamp(max=0)) @ vectors.mT
-        block = Dense((total - convex)[likelihood.order.unsqueeze(1), likelihood.order])
+        block = Dense((total - convex)[gram.order.unsqueeze(1), gram.order])
     except (IndefiniteCurvature, LinAlgError):
         raise IndefiniteCurvature(explain(total, part.program, point, part.curvature)) from None
     warnings.warn(
@@ -86,7 +93,7 @@ def dense_block(likelihood: Gram, base: Base, part: Part, point: Point) -> Block
         LaplaceWarning,
         stacklevel=4,
     )
-    return block
+    return gram.order, block
 
 
 def of_sites(names: Iterable[str], program: Program, point: Point) -> Tensor:

@@ -31,33 +31,40 @@ class _Forms:
     """
 
     def __init__(self, block: Block, index: Tensor) -> None:
-        i, j = torch.triu_indices(index.shape[1], index.shape[1], device=index.device)
         root = block.push(torch.eye(block.size, dtype=torch.float64, device=index.device))[index.reshape(-1)]
-        root = torch.where(index.reshape(-1, 1) < 0, 0.0, root)
-        sigma = (root @ root.mT).reshape(*index.shape, *index.shape)  # o i p j
-        self.inputs = i, j
-        self.forms = sigma[:, i, :, j] + torch.where(i == j, 0.0, 1.0)[:, None, None] * sigma[:, j, :, i]  # ij o p
-        values, vectors = torch.linalg.eigh(sigma.diagonal(dim1=0, dim2=2).movedim(-1, 0))  # o i j
-        self.roots = (vectors * values.clamp(min=0).sqrt().unsqueeze(1)).movedim(0, 1).flatten(1)  # of Sigma[o,o], i oj
+        self.root = torch.where(index.reshape(-1, 1) < 0, 0.0, root).unflatten(0, index.shape)  # o i p
 
-    def _pairs(self, inputs: Tensor) -> Tensor:
-        """``a_i a_j`` [n, ij], i <= j."""
-        i, j = self.inputs
-        columns = inputs.double().mT.contiguous()
-        return (columns[i] * columns[j]).mT
+    @cached_property
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs i <= j of inputs, and what ``a_i a_j`` is multiplied by [ij, o p]."""
+        flat = self.root.flatten(0, 1)
+        sigma = (flat @ flat.mT).reshape(*self.root.shape[:2], *self.root.shape[:2])  # o i p j
+        i, j = torch.triu_indices(self.root.shape[1], self.root.shape[1], device=flat.device)
+        both = sigma[:, i, :, j] + torch.where(i == j, 0.0, 1.0)[:, None, None] * sigma[:, j, :, i]  # ij o p
+        return i, j, both.flatten(1)
+
+    @cached_property
+    def roots(self) -> Tensor:
+        """A root of each Sigma[o,o], beside one another [i, o j]."""
+        sigma = self.root @ self.root.mT
+        roots, info = torch.linalg.cholesky_ex(sigma)
+        if bool(info.any()):  # coordinates that are not in the block have no variance
+            values, vectors = torch.linalg.eigh(sigma)
+            roots = vectors * values.clamp(min=0).sqrt().unsqueeze(1)
+        return roots.movedim(0, 1).flatten(1)
 
     def covariance(self, gradients: Tensor, inputs: Tensor) -> Tensor:
         """[n, k, k] of g [n, k, o] and a [n, i]."""
-        outputs = gradients.shape[-1]
-        inner = (self._pairs(inputs) @ self.forms.flatten(1)).reshape(-1, outputs, outputs)
+        i, j, both = self.pairs
+        columns = inputs.double().mT.contiguous()
+        inner = ((columns[i] * columns[j]).mT @ both).unflatten(1, (gradients.shape[-1], -1))
         g = gradients.double()
         return g @ inner @ g.mT
 
     def variance(self, gradients: Tensor, inputs: Tensor) -> Tensor:
         """Its diagonal [n, k]; outputs that are the product's own need a root of each Sigma[o,o] alone."""
-        k, o = gradients.shape[1:]
-        if k == o and bool((gradients == torch.eye(o).to(gradients)).all()):
-            return (inputs @ self.roots.to(inputs)).unflatten(1, (o, -1)).square().sum(-1)
+        if _alike(gradients) and torch.equal(gradients[0], torch.eye(gradients.shape[1]).to(gradients)):
+            return (inputs @ self.roots.to(inputs)).unflatten(1, (gradients.shape[-1], -1)).square().sum(-1)
         return self.covariance(gradients, inputs).diagonal(dim1=-2, dim2=-1)
 
 
@@ -86,38 +93,37 @@ class _Part:
 
 @dataclass(eq=False)
 class _Share:
-    """A block's share of the Jacobian, known from the products' coordinates alone.
+    """What the Jacobian shares with a block, as far as its parts depend on one another.
 
     Attributes:
         block: the block.
         parts: the products' parts in it.
+        basis: of the one part, if Sigma is diagonal in it.
         distinct: whether no coordinate occurs twice.
     """
 
     block: Block
     parts: list[_Part]
+    basis: Basis | None
     distinct: bool
 
-    def separate(self, products: list[Product]) -> list[tuple[Tensor, Tensor, Tensor]] | None:
-        """G [n, k, o], a [n, i] and v [o, i] for each part in a basis in which Sigma is diagonal, or None."""
-        found = []
-        for part in self.parts:
-            product = part.of(products)
-            if part.basis is None or product.shared or not self.distinct:
-                return None
-            found.append((*part.basis.rotate(product.gradients[:, :, 0], product.inputs[:, 0]), part.basis.variances))
-        return found
+    def separate(self, products: list[Product]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """G [n, k, o], a [n, i] and v [o, i] in the basis in which Sigma is diagonal, if rows are ``g (x) a``."""
+        product = self.parts[0].of(products)
+        if self.basis is None or product.shared:
+            return None
+        gradients, inputs = product.gradients[:, :, 0], product.inputs[:, 0]
+        one = gradients[:1] if _alike(gradients) else gradients
+        g, a = self.basis.rotate(one, inputs)
+        return g.expand(len(a), -1, -1), a, self.basis.variances
 
     def single(self, products: list[Product]) -> tuple[Tensor, Tensor] | None:
         """G and a of the one product that has the block's rows, if its quadratic forms are worth their price."""
         product = self.parts[0].of(products)
         many = 2 * product.gradients[:, :, 0, 0].numel() >= self.block.size or "forms" in vars(self)
         alone = len(self.parts) == 1 and self.distinct and not product.shared and not product.gradients.requires_grad
-        return (product.gradients[:, :, 0], product.inputs[:, 0]) if alone and many and self._small else None
-
-    @property
-    def _small(self) -> bool:
-        return self.block.size <= _LARGEST_FORM
+        small = self.block.size <= _LARGEST_FORM
+        return (product.gradients[:, :, 0], product.inputs[:, 0]) if alone and many and small else None
 
     @cached_property
     def forms(self) -> _Forms:
@@ -125,18 +131,35 @@ class _Share:
         return _Forms(self.block, self.parts[0].index)
 
     def pushed(self, products: list[Product]) -> Iterator[Tensor]:
-        """``R'^-1 j`` of the rows of some data after the other, [n, k, size] in float64."""
+        """Rows [n, k, p] of some data after the other, of which ``J Sigma J'`` is the product with themselves."""
         parts, size = [part.of(products) for part in self.parts], self.block.size
         n, k = parts[0].gradients.shape[:2]
         step = max(1, ELEMENTS // max(1, k * size))
         for start in range(0, n, step):
-            rows = torch.zeros(min(step, n - start), k, size + 1, dtype=torch.float64, device=parts[0].inputs.device)
-            for part in parts:
-                own = slice(start, start + step)
-                each = replace(part, inputs=part.inputs[own], gradients=part.gradients[own]).rows()
-                index = torch.where(part.index < 0, size, part.index).reshape(-1)
-                rows = rows.index_add(2, index, each.double())
-            yield self.block.push(rows[..., :size])
+            own = slice(start, start + step)
+            some = [replace(part, inputs=part.inputs[own], gradients=part.gradients[own]) for part in parts]
+            yield self._pushed(some) if self.basis is None else _in_basis(some[0], self.basis)
+
+    def _pushed(self, parts: list[Product]) -> Tensor:
+        """``R'^-1 j`` [n, k, size] in float64."""
+        n, k = parts[0].gradients.shape[:2]
+        size = self.block.size
+        rows = torch.zeros(n, k, size + 1, dtype=torch.float64, device=parts[0].inputs.device)
+        for part in parts:
+            index = torch.where(part.index < 0, size, part.index).reshape(-1)
+            rows = rows.index_add(2, index, part.rows().double())
+        return self.block.push(rows[..., :size])
+
+
+def _in_basis(product: Product, basis: Basis) -> Tensor:
+    """The rows [n, k, o i] in a basis in which Sigma is diagonal, times its root."""
+    gradients, inputs = basis.rotate(product.gradients, product.inputs)
+    return replace(product, gradients=gradients, inputs=inputs).rows() * basis.variances.sqrt().flatten()
+
+
+def _alike(gradients: Tensor) -> bool:
+    """Whether the gradients [n, k, o] of all data are the same in memory: the outputs are the product's own."""
+    return gradients.stride(0) == 0
 
 
 class Functional:
@@ -166,8 +189,7 @@ class Functional:
         total = linear.mean.new_zeros(n * k, n * k, dtype=torch.float64)
         for share in self._shares(products):
             if (separated := share.separate(products)) is not None:
-                for g, a, v in separated:
-                    total = total + _joint_of(g.double(), a.double(), v.double())
+                total = total + _joint_of(*(each.double() for each in separated))
             else:
                 pushed = torch.cat(list(share.pushed(products))).flatten(0, 1)
                 total = total + pushed @ pushed.mT
@@ -177,8 +199,8 @@ class Functional:
         total = torch.zeros((), dtype=torch.float64, device=products[0].inputs.device)
         for share in self._shares(products):
             if (separated := share.separate(products)) is not None:
-                for g, a, v in separated:
-                    total = total + g * (a.square() @ v.mT).unsqueeze(1) @ g.mT
+                g, a, v = separated
+                total = total + g * (a.square() @ v.mT).unsqueeze(1) @ g.mT
             elif (single := share.single(products)) is not None:
                 total = total + share.forms.covariance(*single)
             else:
@@ -189,8 +211,12 @@ class Functional:
         total = torch.zeros((), dtype=torch.float64, device=products[0].inputs.device)
         for share in self._shares(products):
             if (separated := share.separate(products)) is not None:
-                for g, a, v in separated:
-                    total = total + (g.square() @ (a.square() @ v.mT).unsqueeze(-1)).squeeze(-1)
+                g, a, v = separated
+                spread = a.square() @ v.mT  # n o
+                alike = _alike(g)
+                total = total + (
+                    spread @ g[0].square().mT if alike else (g.square() @ spread.unsqueeze(-1)).squeeze(-1)
+                )
             elif (single := share.single(products)) is not None:
                 total = total + share.forms.variance(*single)
             else:
@@ -220,7 +246,11 @@ class Functional:
             if parts:
                 taken = torch.cat([part.index.reshape(-1) for part in parts])
                 counts = torch.bincount(taken[taken >= 0], minlength=block.size)
-                yield _Share(block, parts, distinct=bool(counts.max() <= 1))
+                distinct = bool(counts.max() <= 1)
+                if distinct and all(part.basis is not None for part in parts):
+                    yield from (_Share(block, [part], part.basis, distinct) for part in parts)
+                else:
+                    yield _Share(block, parts, None, distinct)
 
 
 def _joined(pieces: list[list[Product]]) -> list[Product]:

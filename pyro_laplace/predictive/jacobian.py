@@ -5,7 +5,7 @@ draws. Row (n, k) of the Jacobian in the coordinates of a product is ``sum_t g[n
 had in another way is a product whose input is one.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_laplace._autodiff import push_forward
 from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.curvature.factors import Factored, Product, factor
-from pyro_laplace.curvature.gradients import dense_rows, pull_each
+from pyro_laplace.curvature.gradients import Gradients, dense_rows, pull_each
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.root import Root, SiteRoot
 from pyro_laplace.guide import AutoLaplace
@@ -127,11 +127,14 @@ class Linearizer:
     def _captured(self, run: CapturedRun, whole: Point, site: Site, chunk: Chunk) -> Linearized:
         with torch.enable_grad():
             likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
+        if site.name not in self._kept and len(whole.index) == len(self.point.index):
+            self._kept |= {site.name: moving} if (moving := _moving(run, likelihood, eta)) is not None else {}
         kept = self._kept_outputs(site.name, eta, chunk)
         if not site.fn.batch_shape or not eta.requires_grad:
             return self._dense(site, chunk)
         columns = torch.eye(eta.shape[-1], dtype=torch.float64, device=eta.device)[:, kept]
-        root = SiteRoot(predictor, columns.expand(*eta.shape[:-1], *columns.shape))
+        vectors = columns.expand(*eta.shape[:-1], *columns.shape)
+        root = SiteRoot(lambda other: eta if other is site else predictor(other), vectors)
         factored = factor(run, Root(self.program, chunk, {site.name: root}), whole, check=not self._checked)
         self._checked = factored is not None
         if factored is None:
@@ -181,13 +184,7 @@ class Linearizer:
 
 def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, free: Tensor) -> Iterator[Product]:
     """The Jacobian of some outputs [n, k] over the free coordinates, from one backward pass an output."""
-    ends = list({id(each.output): each.output for each in (*_uses(factored), *factored.scales)}.values())
-    basis = torch.eye(outputs.shape[1]).to(outputs).unsqueeze(1).expand(-1, *outputs.shape)  # k n k
-    if all(end.edge.node is eta.grad_fn for end in ends) and outputs.shape == eta.shape:
-        grads = [basis for _ in ends]  # the outputs are those of the operation itself
-    else:
-        grads = pull_each(outputs, basis, ends)
-    pulled = {id(end): g for end, g in zip(ends, grads, strict=True)}
+    pulled = _pulled(factored.gradients[name], eta, outputs)
     for layer in factored.layers:
         gradients = layer.use.positions(pulled[id(layer.use.output)]).transpose(0, 1)
         yield Product(free[factored.position[layer.index]], layer.inputs.detach(), gradients.detach(), layer.has_bias)
@@ -199,8 +196,27 @@ def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, free:
         yield _columns(free[factored.position[factored.dense_index]], rows.to(outputs).detach())
 
 
-def _uses(factored: Factored) -> Iterable[Any]:
-    return (layer.use for layer in factored.layers)
+def _pulled(gradients: Gradients, eta: Tensor, outputs: Tensor) -> Mapping[int, Tensor]:
+    """The gradients [k, ...] of each output k of a datum in what was captured, by id."""
+    basis = torch.eye(outputs.shape[1]).to(outputs).unsqueeze(1).expand(-1, *outputs.shape)  # k n k
+    if all(end.edge.node is eta.grad_fn for end in gradients.outputs) and outputs.shape == eta.shape:
+        return {id(end): basis for end in gradients.outputs}  # the outputs are those of the operation itself
+    if gradients.known and len(gradients.columns) == gradients.count:  # from the check
+        return gradients.known
+    grads = pull_each(outputs, basis, gradients.outputs)
+    return {id(end): g for end, g in zip(gradients.outputs, grads, strict=True)}
+
+
+def _moving(run: CapturedRun, likelihood: Likelihood, eta: Tensor) -> Tensor | None:
+    """The outputs that depend on random sites, where the run's graph shows it; None where it does not.
+
+    An output may require a gradient for the sake of a parameter that is no random site, unless it is the only one.
+    """
+    captured = run.capture.outputs() if run.capture is not None else []
+    if eta.grad_fn is not None and any(output.edge.node is eta.grad_fn for output in captured):
+        return torch.arange(eta.shape[-1], device=eta.device)  # each the sum of a random site's entries
+    moving = likelihood.moving()
+    return None if moving is None or int(moving.sum()) != 1 else moving.nonzero()[:, 0].to(eta.device)
 
 
 def _columns(index: Tensor, rows: Tensor) -> Product:
@@ -243,7 +259,12 @@ def predictor(site: Site) -> Tensor:
     written = getattr(likelihood.base.logits, _WRITTEN, None)
     if written is None or bool(written.detach().logsumexp(-1).abs().max() < 1e-4):
         return eta - eta.mean(-1, keepdim=True)
-    return written if written.shape == eta.shape else written.expand_as(eta)
+    return _expanded(written, eta)
+
+
+def _expanded(written: Tensor, like: Tensor) -> Tensor:
+    """Logits in the shape of others; the very tensor where that is theirs, which may be a product's output."""
+    return written if written.shape == like.shape else written.expand_as(like)
 
 
 _WRITTEN = "_pyro_laplace_written"
@@ -269,7 +290,7 @@ class _WrittenLogits(TorchFunctionMode):
         elif kind in ("sub", "__sub__") and len(args) == 2 and self._sums.get(id(args[1]), (None, None))[1] is args[0]:
             setattr(result, _WRITTEN, args[0])
         elif kind == "expand" and (written := getattr(args[0], _WRITTEN, None)) is not None:
-            setattr(result, _WRITTEN, written.expand_as(result))
+            setattr(result, _WRITTEN, _expanded(written, result))
         return result
 
 
