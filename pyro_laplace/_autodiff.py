@@ -98,12 +98,20 @@ def column_blocks(fn: Callable[[Tensor], Tensor], theta: Theta) -> Iterator[tupl
         yield slice(start, stop), torch.func.vmap(push)(_basis(start, stop, theta.numel(), theta))
 
 
+def _each(pull: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """`pull` of each row, at once where its operations can be vectorised."""
+    try:
+        return torch.func.vmap(pull)(rows)
+    except RuntimeError:  # an error of another kind comes again below
+        return torch.stack([pull(row) for row in rows])
+
+
 def jacobian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Rows:
     """The Jacobian [rows, params] of fn at theta: reverse mode if it has fewer rows than columns, else forward mode."""
     rows, params = fn(theta).numel(), theta.numel()
     if rows < params:
         value, pull = _puller(fn, theta)
-        blocks = [torch.func.vmap(pull)(_basis(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)]
+        blocks = [_each(pull, _basis(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)]
         return torch.cat(blocks) if blocks else theta.new_zeros(0, params)
     return torch.cat([block for _, block in column_blocks(fn, theta)]).T
 

@@ -22,8 +22,13 @@ LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsa
 
 
 def site_is_deterministic(msg: Any) -> bool:
-    """Whether a sample message comes from `pyro.deterministic`."""
-    return bool(msg["infer"] and msg["infer"].get("_deterministic"))
+    """Whether a sample message comes from `pyro.deterministic`, or says as much, as those of `poutine.reparam` do."""
+    if msg["infer"] and msg["infer"].get("_deterministic"):
+        return True
+    fn = msg["fn"]
+    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return bool(msg["is_observed"]) and isinstance(fn, dist.Delta) and msg["value"] is fn.v
 
 
 def scale_and_mask(per_datum: torch.Tensor, scale: Any, mask: Any) -> torch.Tensor:

@@ -101,7 +101,7 @@ def _leave_one_out(view: View, draws: PosteriorDraws) -> dict[str, float]:
         tree = from_dict({"posterior": posterior, "log_likelihood": {"log_lik": log_lik}})
         result: Any = loo(tree, pointwise=True, reff=1.0 if draws.independent else _relative_efficiency(tree))
     k = result.pareto_k.values
-    values = (result.elpd, result.se, np.fmax.reduce(k, axis=None), (k > BAD_K).mean())
+    values = (result.elpd, result.se, np.fmax.reduce(k, axis=None), (~(k <= BAD_K)).mean())
     return dict(zip(columns, map(float, values), strict=True))
 
 

@@ -1,12 +1,23 @@
 """Captured operations give the GGN that dense Jacobians give, and what cannot be captured falls back to them."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from capture_modules import MODULES
 from capture_programs import FUNCTIONS, N, batch_statistics
 
 from pyro_laplace._compat import undisturbed
-from pyro_laplace.curvature import CURVATURES, Pass, Point, factors, gradients, likelihood_diagonal, likelihood_matrix
+from pyro_laplace.curvature import (
+    CURVATURES,
+    Pass,
+    Point,
+    factors,
+    gradients,
+    kron_factors,
+    likelihood_diagonal,
+    likelihood_matrix,
+)
 from pyro_laplace.data import as_data
 from pyro_laplace.likelihood import likelihood_of
 from pyro_laplace.program import Program
@@ -98,3 +109,47 @@ def test_nothing_of_the_program_keeps_a_gradient(name):
         likelihood_matrix(CURVATURES["ggn"], Pass(program, point, data))
     assert not point.theta.requires_grad
     assert point.theta.grad is None
+
+
+@pytest.mark.parametrize("likelihood", ["classes", "one-hot", "counts"])
+@pytest.mark.parametrize("subset_of_data", [None, "masked"])
+def test_a_layer_that_is_the_likelihoods_own_needs_no_root(likelihood, subset_of_data, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(N, 4, generator=generator), torch.arange(N) % 3
+    mask = torch.ones(N, dtype=torch.bool) if subset_of_data is None else torch.arange(N) % 4 > 0
+    target = {"classes": y, "one-hot": torch.eye(3)[y], "counts": 5 * torch.eye(3)[y]}[likelihood]
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 4]).to_event(2))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        f = torch.nn.functional.linear(x, w, b)
+        fn = {
+            "classes": lambda: dist.Categorical(logits=f),
+            "one-hot": lambda: dist.OneHotCategorical(logits=f),
+            "counts": lambda: dist.Multinomial(5, logits=f),
+        }[likelihood]()
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask):
+            pyro.sample("y", fn, obs=y)
+
+    data = as_data((x, target))
+    program = Program.trace(model, data)
+    theta = program.start + 0.3 * torch.randn(15, generator=generator)
+    point = Point(theta, torch.arange(15))
+    p = (x @ theta[:12].reshape(3, 4).T + theta[12:]).softmax(-1)
+    information = (p.diag_embed() - p.unsqueeze(2) * p.unsqueeze(1)) * (5 if likelihood == "counts" else 1)
+    a = torch.cat([x, torch.ones(N, 1)], 1)[mask]
+    expected = torch.einsum("noo,ni->oi", information[mask], a.square())
+    gradients = information[mask].sum(0)
+
+    def no_root(*args):
+        pytest.fail("made a root")
+
+    monkeypatch.setattr("pyro_laplace.curvature.root.Information.root", no_root)
+    with undisturbed(), torch.no_grad():
+        diagonal = likelihood_diagonal(CURVATURES["ggn"], Pass(program, point, data))
+        (factors,), _, _ = kron_factors(CURVATURES["ggn"], Pass(program, point, data), point)
+    torch.testing.assert_close(diagonal[:12].reshape(3, 4), expected[:, :4], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(diagonal[12:], expected[:, 4], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(factors.gradients, gradients, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(factors.inputs, a.T @ a, rtol=1e-9, atol=1e-9)
+    assert factors.count == int(mask.sum())

@@ -150,7 +150,7 @@ def test_a_program_without_a_link_warns_and_is_sampled(monkeypatch):
     x = torch.linspace(-1, 1, 9)
     guide = pl.fit_laplace(model, (x, x.exp()), progress=False)
     guide.curvature = "ggn"
-    monkeypatch.setattr(auto, "nonlinearity", lambda model, guide, data: 1.0)
+    monkeypatch.setattr(auto, "bend_of", lambda model, posterior, data: 1.0)
     with pytest.warns(pl.LaplaceWarning, match="SkewLogistic"):
         tree = pl.to_datatree(model, guide, (x, x.exp()), num_samples=3)
     assert tree.attrs["linearized"] == 0

@@ -546,3 +546,82 @@ def test_seeds_reproduce_draws_and_a_linearised_program_is_taken():
         draws.append(pl.LinearizedPredictive(program_, guide).sample(3)(X)["y"])
     assert torch.equal(*draws)
     assert draws[0].shape == (3, 7, 2)
+
+
+# --- what is computed, and how much at a time -------------------------------------------------------
+
+
+def test_logits_that_are_a_product_of_the_program_need_no_backward_pass(monkeypatch):
+    net, model, x, y = problem(classification=True)
+    values = {f"net.{name}": value.detach() for name, value in net.named_parameters()}
+    options = {"subset": "last_layer", "polish": False, "on_not_a_mode": "ignore"}
+    guide = pl.fit_laplace(model, (x, y), values, **options)
+    predictive = pl.LinearizedPredictive(model, guide)
+    _, covariance = predictive.latent(x)["y"]
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    torch.testing.assert_close(predictive.latent(x)["y"][1], covariance, **CLOSE)
+    scaled = net(x).detach() / (1 + torch.pi / 8 * covariance.diagonal(dim1=1, dim2=2)).sqrt()
+    torch.testing.assert_close(predictive(x)["y"].probs, scaled.softmax(-1), **CLOSE)
+
+
+def test_forward_mode_is_left_out_where_the_graph_tells_the_outputs(monkeypatch):
+    monkeypatch.setattr(jacobian, "push_forward", None)
+    for name, outputs in (("vector", 2), ("categorical", 3), ("bernoulli", 1), ("poisson", 1)):
+        model, guide = fit(name)
+        assert pl.LinearizedPredictive(model, guide).latent(X)["y"][0].shape == (7, outputs)
+
+
+def test_a_parameter_that_is_no_site_is_no_output():
+    def model(x, y=None):
+        scale = pyro.param("scale", torch.tensor(NOISE), constraint=dist.constraints.positive)
+        w = pyro.sample("w", normal(2))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(x @ w, scale), obs=y)
+
+    x = torch.randn(20, 2, generator=generator())
+    guide = pl.fit_laplace(model, (x, x[:, 0]), progress=False)
+    mean, covariance = pl.LinearizedPredictive(model, guide).latent(X)["y"]
+    assert (mean.shape, covariance.shape) == ((7, 1), (7, 1, 1))
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_draws_come_in_chunks(monkeypatch, differentiable):
+    from pyro_laplace.predictive import linearized_predictive
+
+    model, guide = fit("categorical")
+    sample = pl.LinearizedPredictive(model, guide, differentiable=differentiable).sample(32, latent=True)
+    pyro.set_rng_seed(0)
+    whole = sample(X)["y"]
+    counts = []
+    moved = linearized_predictive.moved
+    monkeypatch.setattr(linearized_predictive, "moved", lambda p, d: counts.append(len(d)) or moved(p, d))
+    monkeypatch.setattr(linearized_predictive, "ELEMENTS", 1000)
+    pyro.set_rng_seed(0)
+    parts = sample(X)["y"]
+    assert sum(counts) == 32
+    assert len(counts) > 1
+    assert parts.shape == whole.shape == (32, 7, 3)
+    assert parts.isfinite().all()
+
+
+@pytest.mark.parametrize("structure", ["diag", "kron"])
+def test_shared_weights_are_not_pushed_through_the_block(structure, monkeypatch):
+    def model(x, y=None):
+        w, v = pyro.sample("w", normal(3, 1, 2)), pyro.sample("v", normal(9, 2))
+        f = torch.tanh(torch.nn.functional.conv1d(x, w)).flatten(1) @ v
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Categorical(logits=f), obs=y)
+
+    x, y = torch.randn(12, 1, 4, generator=generator()), torch.arange(12) % 2
+    values = {"w": torch.randn(3, 1, 2, generator=generator(1)), "v": torch.randn(9, 2, generator=generator(2))}
+    guide = pl.fit_laplace(model, (x, y), values, structure=structure, polish=False, on_not_a_mode="ignore")
+    dense = pl.LinearizedPredictive(model, guide, differentiable=True)
+    expected = [dense.latent(x, joint=joint)["y"][1].detach() for joint in (False, True)]
+    for block in guide.precision.blocks:
+        monkeypatch.setattr(type(block), "push", None)
+    predictive = pl.LinearizedPredictive(model, guide)
+    found = [predictive.latent(x, joint=joint)["y"][1] for joint in (False, True)]
+    torch.testing.assert_close(found, expected, **CLOSE)
+    variance = torch.pi / 8 * expected[0].diagonal(dim1=1, dim2=2)
+    logits = dense.latent(x)["y"][0].detach() / (1 + variance).sqrt()
+    torch.testing.assert_close(predictive(x)["y"].probs, logits.softmax(-1), **CLOSE)

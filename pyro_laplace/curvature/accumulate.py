@@ -15,6 +15,7 @@ from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.curvature.assemble import Gram, add_diagonal
 from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.curvature.data_pass import Pass
+from pyro_laplace.curvature.direct import direct_of
 from pyro_laplace.curvature.empirical_fisher import root as empirical_fisher
 from pyro_laplace.curvature.factors import STREAMED
 from pyro_laplace.curvature.ggn import root as ggn
@@ -111,6 +112,10 @@ def likelihood_diagonal(curvature: Curvature, visit: Pass, point: Point | None =
     point = visit.point if point is None else point
     total = torch.zeros(len(point.index), dtype=torch.float64, device=point.theta.device)
     for run, root in curvature.roots(visit):
+        direct = direct_of(run, root, point)
+        if direct is not None:
+            total[direct.index] += direct.diagonal()
+            continue
         captured = factors_over(run, root, point, STREAMED)
         for factors in captured or ():
             add_diagonal(total, factors)

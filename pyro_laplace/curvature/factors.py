@@ -72,7 +72,7 @@ class Factors:
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class Layer:
     """A product before its gradients are known."""
 
     index: Tensor
@@ -99,7 +99,7 @@ class Factored:
     run: CapturedRun
     root: Root
     gradients: dict[str, Gradients]
-    layers: list[_Layer]
+    layers: list[Layer]
     scales: list[Scale]
     scale_index: Tensor
     dense_index: Tensor
@@ -178,7 +178,7 @@ def factor(run: CapturedRun, root: Root, point: Point | None = None, check: bool
         run,
         root,
         gradients,
-        _layers(uses),
+        layers_of(uses),
         scales,
         torch.cat([nothing, *(scale.index for scale in scales)]).unique(),
         torch.cat([nothing, *(each.to(nothing) for each in held)]),
@@ -215,7 +215,7 @@ def _of_data(factors: Factors, live: Tensor) -> Factors:
     return replace(factors, products=products, dense=factors.dense[live])
 
 
-def _layers(uses: list[Use]) -> list[_Layer]:
+def layers_of(uses: list[Use]) -> list[Layer]:
     """A product and the bias that is added to it share their output's gradient: one product, with a 1 appended to a."""
     joined: dict[int, list[Use]] = {}
     for use in uses:
@@ -223,14 +223,14 @@ def _layers(uses: list[Use]) -> list[_Layer]:
     return [layer for group in joined.values() for layer in _join(group)]
 
 
-def _join(group: list[Use]) -> list[_Layer]:
+def _join(group: list[Use]) -> list[Layer]:
     weights, biases = [use for use in group if not use.bias], [use for use in group if use.bias]
     if len(weights) == len(biases) == 1:
         (weight,), (bias,) = weights, biases
         if len(weight.index) == len(bias.index) and weight.inputs.shape[1] == bias.inputs.shape[1]:
             index = torch.cat([weight.index, bias.index], 1)
-            return [_Layer(index, torch.cat([weight.inputs, bias.inputs], -1), weight, has_bias=True)]
-    return [_Layer(use.index, use.inputs, use, has_bias=False) for use in group]
+            return [Layer(index, torch.cat([weight.inputs, bias.inputs], -1), weight, has_bias=True)]
+    return [Layer(use.index, use.inputs, use, has_bias=False) for use in group]
 
 
 def _scaled(scales: list[Scale], index: Tensor, found: dict[int, Tensor], shape: tuple[int, int]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_laplace._compat import undisturbed
 from pyro_laplace.curvature.empirical_fisher import score_root
 from pyro_laplace.curvature.mc_fisher import draw_labels
-from pyro_laplace.curvature.root import Root, SiteRoot, link_of
+from pyro_laplace.curvature.root import Information, Root, SiteRoot, link_of
 from pyro_laplace.likelihood import Likelihood, check_informative, likelihood_of
 from pyro_laplace.program import Chunk, Program, Run, Site, datum_weight
 
@@ -55,9 +55,9 @@ def _root_of(site: Site, chunk: Chunk) -> SiteRoot | None:
 
 
 def _exact(likelihood: Likelihood, site: Site, chunk: Chunk) -> SiteRoot:
-    fisher_root = likelihood.fisher_root(likelihood.link().detach().double())
-    weight = likelihood.weight(datum_weight(site, chunk).to(fisher_root.device), site.value)
-    return SiteRoot(link_of, fisher_root * weight.sqrt()[..., None, None], weight=weight)
+    eta = likelihood.link().detach().double()
+    weight = likelihood.weight(datum_weight(site, chunk).to(eta.device), site.value)
+    return SiteRoot(link_of, Information(likelihood, eta, weight.expand(eta.shape[:-1])))
 
 
 def _support(site: Site) -> Tensor | None:

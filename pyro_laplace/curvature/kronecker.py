@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace.curvature.data_pass import Pass
+from pyro_laplace.curvature.direct import Direct, direct_of
 from pyro_laplace.curvature.factors import STREAMED, Factors, Product
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.restrict import factors_over
@@ -71,6 +72,16 @@ def kron_factors(
     found: dict[bytes, KronFactors] = {}
     dense_index, dense = point.index[:0], torch.zeros(0, 0, dtype=torch.float64, device=point.theta.device)
     for number, (run, root) in enumerate(curvature.roots(visit)):
+        terms = sorted(run.program.terms - frozenset(root.sites if root is not None else ()))
+        if terms:
+            raise UnsupportedProgram(
+                f"structure='kron' has no place for the exact Hessian of {terms} (a pyro.factor, or a distribution "
+                "without Fisher information): use structure='full' or 'diag'"
+            )
+        direct = direct_of(run, root, point)
+        if direct is not None:
+            _add_direct(found, direct, dtype)
+            continue
         captured = factors_over(run, root, point, STREAMED)
         if captured is None:
             raise UnsupportedProgram(
@@ -109,11 +120,26 @@ def _add_products(
         _add_gram(total.gradients, gradients.flatten(0, 2), dtype)
 
 
+def _add_direct(found: dict[bytes, KronFactors], direct: Direct, dtype: torch.dtype | None) -> None:
+    """Add a chunk of a layer that is the likelihood's own."""
+    (out, fan_in), device = direct.index.shape, direct.inputs.device
+    inputs = torch.zeros(fan_in, fan_in, dtype=torch.float64, device=device)
+    gradients = torch.zeros(out, out, dtype=torch.float64, device=device)
+    total = found.setdefault(_key(direct.index), KronFactors(direct.index, inputs, gradients, 0, direct.has_bias))
+    _add_gram(total.inputs, direct.inputs, dtype)
+    total.count += len(direct.inputs)
+    total.gradients += direct.information.sum()
+
+
+def _key(index: Tensor) -> bytes:
+    return index.mT.contiguous().cpu().numpy().tobytes()
+
+
 def _by_weight(products: list[Product]) -> dict[bytes, Product]:
     """A weight that is used again (a recurrent one) is at further positions."""
     found: dict[bytes, list[Product]] = {}
     for product in products:
-        found.setdefault(product.index.mT.contiguous().cpu().numpy().tobytes(), []).append(product)
+        found.setdefault(_key(product.index), []).append(product)
     return {key: uses[0] if len(uses) == 1 else _joined(uses) for key, uses in found.items()}
 
 

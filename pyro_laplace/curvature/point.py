@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Point:
         """The same point with every site of which a coordinate is free left free as a whole."""
         if len(self.index) == len(self.theta):
             return self
-        free = self.positions() >= 0
+        free = self.positions() >= 0  # a new tensor
         for latent in program.latents.values():
             free[latent.slice] = free[latent.slice].any()
         return Point(self.theta, free.nonzero()[:, 0])
@@ -46,10 +47,14 @@ class Point:
         """The sites of which a coordinate is free, in trace order."""
         return names_of(program, self.index)
 
-    def positions(self) -> Tensor:
-        """Where each coordinate of theta lies among the free ones [params]; -1 if it does not."""
+    @cached_property
+    def _positions(self) -> Tensor:
         positions = torch.full((len(self.theta),), -1, device=self.index.device)
         return positions.index_copy(0, self.index, torch.arange(len(self.index), device=self.index.device))
+
+    def positions(self) -> Tensor:
+        """Where each coordinate of theta lies among the free ones [params]; -1 if it does not."""
+        return self._positions
 
     def sites(self, program: Program) -> frozenset[str]:
         """The free sites; a site is free as a whole."""

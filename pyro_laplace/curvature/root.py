@@ -6,6 +6,7 @@ backward pass for each column of S, the dense path off z as a function of theta.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pyro
 import torch
@@ -14,8 +15,35 @@ from torch import Tensor
 from pyro_laplace._compat import undisturbed
 from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.curvature.data_pass import Pass
-from pyro_laplace.likelihood import require_likelihood
+from pyro_laplace.likelihood import Likelihood, require_likelihood
 from pyro_laplace.program import Chunk, Program, Run, Site
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """The Fisher information of a site in its outputs, for what needs no root of it.
+
+    Attributes:
+        likelihood: the site's distribution.
+        eta: its outputs at the mode `[*batch, outputs]`, in float64.
+        weight: of each datum `[*batch]`.
+    """
+
+    likelihood: Likelihood
+    eta: Tensor
+    weight: Tensor
+
+    def root(self) -> Tensor:
+        """sqrt(w_n) S_n `[*batch, outputs, columns]`."""
+        return self.likelihood.fisher_root(self.eta) * self.weight.sqrt()[..., None, None]
+
+    def sum(self) -> Tensor:
+        """``sum_n w_n I_n`` [outputs, outputs]."""
+        return self.likelihood.information_sum(self.eta, self.weight)
+
+    def diagonals(self) -> Tensor:
+        """The diagonal of each ``w_n I_n`` `[*batch, outputs]`."""
+        return self.likelihood.information_diagonal(self.eta) * self.weight.unsqueeze(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,27 +52,31 @@ class SiteRoot:
 
     Attributes:
         outputs: the site's outputs f, `[*batch, *joint, outputs]`, from the site of any run.
-        vectors: sqrt(w_n) S_n `[*batch, *joint, outputs, columns]` in float64, at the mode.
+        given: the vectors, or the Fisher information that they are made from when they are asked for.
         joint: how many of the axes before `outputs` one row of the root sums over: those of a datum's event, where it
             has one row for all of them.
-        weight: w, `[*batch, *joint]`, if it is known.
     """
 
     outputs: Callable[[Site], Tensor]
-    vectors: Tensor
+    given: Tensor | Information
     joint: int = 0
-    weight: Tensor | None = None
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """sqrt(w_n) S_n `[*batch, *joint, outputs, columns]` in float64, at the mode."""
+        return self.given.root() if isinstance(self.given, Information) else self.given
 
     @property
     def live(self) -> Tensor:
         """Which data have a weight, and a row that is not zero [n]."""
-        weight = self.vectors if self.weight is None else self.weight.expand(self.vectors.shape[:-2])
+        weight = self.given.weight if isinstance(self.given, Information) else self.given
         return weight.flatten(1).any(1) if weight.dim() > 1 else weight != 0
 
     @property
     def num_obs(self) -> int | None:
         """Length of the first axis of the data; None where the site is a single datum."""
-        return len(self.vectors) if self.vectors.dim() - 2 > self.joint else None
+        shape = self.given.weight.shape if isinstance(self.given, Information) else self.given.shape[:-2]
+        return shape[0] if len(shape) > self.joint else None
 
     @property
     def columns(self) -> int:

@@ -49,7 +49,7 @@ def independent(
     """
     unsure: frozenset[str] | None = names
     if run.score.outputs:
-        unsure = _unexplained(run, uses, scales, run.score.outputs, run.score.leaves, names)
+        unsure = unexplained(run, uses, scales, run.score.outputs, run.score.leaves, names)
     for number, gradients in enumerate(sites.values()):
         if unsure is None:
             return False
@@ -66,7 +66,7 @@ def independent(
                 gradients.eta, list(leaves.values()), weights, retain_graph=True, allow_unused=True
             )
             found = {name: g for name, g in zip(leaves, grads, strict=True) if g is not None}
-            if _unexplained(run, uses, scales, mixed, found, unsure) is None:
+            if unexplained(run, uses, scales, mixed, found, unsure) is None:
                 return False
     return unsure is not None
 
@@ -87,7 +87,7 @@ def _rows_scale(
     return True
 
 
-def _unexplained(
+def unexplained(
     run: CapturedRun,
     uses: list[Use],
     scales: list[Scale],
@@ -95,7 +95,7 @@ def _unexplained(
     leaves: Mapping[str, Tensor],
     names: frozenset[str],
 ) -> frozenset[str] | None:
-    """The sites whose gradient is zero, so that it tells nothing; None if that of some site is not ``sum h a``."""
+    """The sites whose gradient is but rounding, and tells nothing; None if that of some site is not ``sum h a``."""
     theta, layout = run.point.theta, run.program.layout
     found = torch.zeros_like(theta, dtype=torch.float64)
     bound = dict.fromkeys(names, 0.0)
@@ -110,11 +110,13 @@ def _unexplained(
         found.index_add_(0, use.index.reshape(-1), (h.mT @ a).reshape(-1).double())
         bound[name] = max(bound.get(name, 0.0), float(h.norm() * a.norm()))
     tolerance = _EXPLAINED.get(theta.dtype, 1e-2)
+    rounding = torch.finfo(theta.dtype).eps * max(bound.values(), default=0.0)
     for name in names:
         expected = leaves.get(name, 0.0)
-        if not float((found[layout[name]] - expected).abs().max()) <= tolerance * bound[name]:
+        size = max(bound.get(name, 0.0), rounding)
+        if not float((found[layout[name]] - expected).abs().max()) <= tolerance * size:
             return None
-    return frozenset(name for name in names if not bound[name])
+    return frozenset(name for name in names if bound.get(name, 0.0) <= rounding)
 
 
 def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:

@@ -38,6 +38,7 @@ class CategoricalFamily(Family):
     """One draw, its class as an integer."""
 
     outputs = ("logits",)
+    shift_invariant = True
 
     def link(self, fn: Any) -> Tensor:
         """Normalised logits `[*batch, classes]`; a softmax does not see the constant that this takes away."""
@@ -50,6 +51,17 @@ class CategoricalFamily(Family):
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """`multinomial_root`, `[*batch, classes, classes - 1]`."""
         return multinomial_root(eta)
+
+    def information_sum(self, eta: Tensor, fn: Any, weight: Tensor) -> Tensor:
+        """diag(sum w p) - sum w p p'."""
+        p = eta.softmax(-1).reshape(-1, eta.shape[-1])
+        weighted = weight.reshape(-1, 1) * p
+        return weighted.sum(0).diag() - weighted.mT @ p
+
+    def information_diagonal(self, eta: Tensor, fn: Any) -> Tensor:
+        """P (1 - p)."""
+        p = eta.softmax(-1)
+        return p * (1 - p)
 
 
 @register(torch.distributions.OneHotCategorical)
@@ -72,6 +84,14 @@ class MultinomialFamily(CategoricalFamily):
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """sqrt(n) `multinomial_root`, `[*batch, classes, classes - 1]`."""
         return fn.total_count**0.5 * multinomial_root(eta)
+
+    def information_sum(self, eta: Tensor, fn: Any, weight: Tensor) -> Tensor:
+        """N (diag(sum w p) - sum w p p')."""
+        return fn.total_count * super().information_sum(eta, fn, weight)
+
+    def information_diagonal(self, eta: Tensor, fn: Any) -> Tensor:
+        """N p (1 - p)."""
+        return fn.total_count * super().information_diagonal(eta, fn)
 
 
 @register(dist.OrderedLogistic)

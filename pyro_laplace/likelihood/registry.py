@@ -25,6 +25,9 @@ class Family(ABC):
     outputs: ClassVar[tuple[str, ...]]
     """Names of the entries of eta; one name alone stands for as many as there are classes or components."""
 
+    shift_invariant: ClassVar[bool] = False
+    """Whether eta matters only up to a constant that is added to all its entries."""
+
     @abstractmethod
     def link(self, fn: Any) -> Tensor:
         """Unconstrained parameters eta `[*batch, outputs]` of a distribution."""
@@ -36,6 +39,15 @@ class Family(ABC):
     @abstractmethod
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """S `[*batch, outputs, columns]` with S S' the Fisher information in eta; eta is in float64, and detached."""
+
+    def information_sum(self, eta: Tensor, fn: Any, weight: Tensor) -> Tensor:
+        """The Fisher information of all data, ``sum_n w_n I(eta_n)`` [outputs, outputs], for weights `[*batch]`."""
+        root = self.fisher_root(eta, fn) * weight.sqrt()[..., None, None]
+        return torch.einsum("...ok,...pk->op", root, root)
+
+    def information_diagonal(self, eta: Tensor, fn: Any) -> Tensor:
+        """The diagonal of each datum's Fisher information `[*batch, outputs]`."""
+        return self.fisher_root(eta, fn).square().sum(-1)
 
     def moving(self, fn: Any) -> Tensor | None:
         """Which entries of eta require a gradient, in a run under autograd: a noise scale that is a number does not.

@@ -69,6 +69,14 @@ class Likelihood:
         """S `[*base batch, outputs, columns]` with S S' the Fisher information in eta."""
         return self.family.fisher_root(eta, self.base)
 
+    def information_sum(self, eta: Tensor, weight: Tensor) -> Tensor:
+        """``sum_n w_n I(eta_n)`` [outputs, outputs]."""
+        return self.family.information_sum(eta, self.base, weight)
+
+    def information_diagonal(self, eta: Tensor) -> Tensor:
+        """The diagonal of each datum's Fisher information `[*base batch, outputs]`."""
+        return self.family.information_diagonal(eta, self.base)
+
     def distribution(self, eta: Tensor) -> Any:
         """The observed site's distribution, wrappers restored, with the base's parameters replaced by eta."""
         fn = self.family.distribution(eta, self.base)

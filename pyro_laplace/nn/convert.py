@@ -47,8 +47,8 @@ def bayesianize(
             the caller's.
         parameters: which may have a prior: a glob or several, or a callable of the name. None: those that require a
             gradient and belong to no normalisation layer.
-        rest: the parameters without a prior: "fixed" at their values, or "trained" with the mode, as `pyro.param`s
-            (those that require no gradient stay fixed).
+        rest: the parameters without a prior: "fixed" at their values, or "trained" with the mode, as ``pyro.param``
+            statements (those that require no gradient stay fixed).
         name: prefix of the sites, ``name.0.weight``; needed for two networks in one program.
 
     Returns:

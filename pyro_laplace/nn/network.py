@@ -27,7 +27,7 @@ class BayesianNetwork(PyroModule):
     Args:
         module: the network; the caller gives it away.
         priors: name of a parameter to its prior, in the order of the sites.
-        trained: names of parameters without a prior that are `pyro.param`s; all others are constants.
+        trained: names of parameters without a prior that are ``pyro.param`` statements; all others are constants.
         name: prefix of the sites, of a network that is not itself part of a `PyroModule`.
     """
 

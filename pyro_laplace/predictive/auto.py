@@ -49,6 +49,8 @@ def predictive_model(
         return linearize(model, posterior)
     if not isinstance(posterior, AutoLaplace | LaplaceMixture):
         return model
+    if _is_enumerated(model, posterior, data):
+        return model
     bent = bend_of(model, posterior, as_data(data))
     if bent <= LINEAR:
         return model
@@ -94,3 +96,8 @@ def _without_link(model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture
     return [
         f"{name!r} ({type(site.fn).__name__})" for name, site in run.observed.items() if likelihood_of(site.fn) is None
     ]
+
+
+def _is_enumerated(model: Callable[..., Any], posterior: Any, data: Any) -> bool:
+    """Whether discrete sites are summed out: that has no link, and the program predicts itself."""
+    return Program.trace(model, as_data(data), posterior.median()).nesting is not None

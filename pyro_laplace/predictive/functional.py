@@ -157,6 +157,13 @@ def _in_basis(product: Product, basis: Basis) -> Tensor:
     return replace(product, gradients=gradients, inputs=inputs).rows() * basis.variances.sqrt().flatten()
 
 
+def _summed(gradients: Tensor, variances: Tensor) -> Tensor:
+    """Sum over o of ``g[n,k,o]^2 v[n,o]``."""
+    if _alike(gradients):
+        return variances @ gradients[0].square().mT
+    return (gradients.square() @ variances.unsqueeze(-1)).squeeze(-1)
+
+
 def _alike(gradients: Tensor) -> bool:
     """Whether the gradients [n, k, o] of all data are the same in memory: the outputs are the product's own."""
     return gradients.stride(0) == 0
@@ -212,11 +219,7 @@ class Functional:
         for share in self._shares(products):
             if (separated := share.separate(products)) is not None:
                 g, a, v = separated
-                spread = a.square() @ v.mT  # n o
-                alike = _alike(g)
-                total = total + (
-                    spread @ g[0].square().mT if alike else (g.square() @ spread.unsqueeze(-1)).squeeze(-1)
-                )
+                total = total + _summed(g, a.square() @ v.mT)
             elif (single := share.single(products)) is not None:
                 total = total + share.forms.variance(*single)
             else:

@@ -71,7 +71,8 @@ class Linearized:
     @cached_property
     def mean(self) -> Tensor:
         """The linear predictor at the mode [n, k]."""
-        return self.eta[..., self.kept].reshape(self.num_data, -1)
+        whole = len(self.kept) == self.eta.shape[-1]
+        return (self.eta if whole else self.eta[..., self.kept]).reshape(self.num_data, -1)
 
     def by_entry(self, covariance: Tensor) -> Tensor:
         """Covariances [n, k, k] to those of the outputs of one entry `[*base, kept, kept]`."""
@@ -85,6 +86,8 @@ class Linearized:
     def embed(self, change: Tensor) -> Tensor:
         """A change of the predictor `[*lead, n, k]` as one of eta `[*lead, *base, outputs]`."""
         part = change.reshape(*change.shape[:-2], *self.base, len(self.kept))
+        if len(self.kept) == self.eta.shape[-1]:
+            return part
         whole = part.new_zeros(*part.shape[:-1], self.eta.shape[-1])
         return whole.index_copy(-1, self.kept.to(part.device), part)
 
@@ -117,17 +120,26 @@ class Linearizer:
         """The observed sites at given inputs."""
         if self.differentiable:
             return {name: self._dense(site, chunk) for name, site in self._sites(chunk).items()}
-        whole = self.point.whole(self.program)
-        run = CapturedRun.make(self.program, whole, chunk)
-        return {name: self._captured(run, whole, site, chunk) for name, site in run.run.observed.items()}
+        run = CapturedRun.make(self.program, self._whole, chunk)
+        return {name: self._captured(run, site, chunk) for name, site in run.run.observed.items()}
+
+    @cached_property
+    def _whole(self) -> Point:
+        """The point with all coordinates of its sites free."""
+        return self.point.whole(self.program)
+
+    @cached_property
+    def _free(self) -> Tensor:
+        """The place of each of those among the guide's random coordinates; -1 for one that is not, and at the end."""
+        return torch.nn.functional.pad(self.point.positions()[self._whole.index], (0, 1), value=-1)
 
     def _sites(self, chunk: Chunk) -> dict[str, Site]:
         return self.program.run(self.point.theta, chunk).observed
 
-    def _captured(self, run: CapturedRun, whole: Point, site: Site, chunk: Chunk) -> Linearized:
+    def _captured(self, run: CapturedRun, site: Site, chunk: Chunk) -> Linearized:
         with torch.enable_grad():
             likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
-        if site.name not in self._kept and len(whole.index) == len(self.point.index):
+        if site.name not in self._kept and len(self._whole.index) == len(self.point.index):
             self._kept |= {site.name: moving} if (moving := _moving(run, likelihood, eta)) is not None else {}
         kept = self._kept_outputs(site.name, eta, chunk)
         if not site.fn.batch_shape or not eta.requires_grad:
@@ -135,16 +147,13 @@ class Linearizer:
         columns = torch.eye(eta.shape[-1], dtype=torch.float64, device=eta.device)[:, kept]
         vectors = columns.expand(*eta.shape[:-1], *columns.shape)
         root = SiteRoot(lambda other: eta if other is site else predictor(other), vectors)
-        factored = factor(run, Root(self.program, chunk, {site.name: root}), whole, check=not self._checked)
+        factored = factor(run, Root(self.program, chunk, {site.name: root}), self._whole, check=not self._checked)
         self._checked = factored is not None
         if factored is None:
             return self._dense(site, chunk)
         with torch.enable_grad():
             outputs = eta[..., kept].reshape(len(eta), -1) if len(kept) < eta.shape[-1] else eta.flatten(1)
-        free = torch.full((len(whole.index) + 1,), -1, device=eta.device)
-        free[:-1] = self.point.positions()[whole.index]
-        products = list(_products(factored, site.name, eta, outputs, free))
-
+        products = list(_products(factored, site.name, eta, outputs, self._free))
         return Linearized(site.fn, likelihood, eta.detach(), kept, lambda: iter([products]))
 
     def _dense(self, site: Site, chunk: Chunk) -> Linearized:
@@ -199,22 +208,26 @@ def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, free:
 def _pulled(gradients: Gradients, eta: Tensor, outputs: Tensor) -> Mapping[int, Tensor]:
     """The gradients [k, ...] of each output k of a datum in what was captured, by id."""
     basis = torch.eye(outputs.shape[1]).to(outputs).unsqueeze(1).expand(-1, *outputs.shape)  # k n k
-    if all(end.edge.node is eta.grad_fn for end in gradients.outputs) and outputs.shape == eta.shape:
-        return {id(end): basis for end in gradients.outputs}  # the outputs are those of the operation itself
+    own = [end for end in gradients.outputs if end.edge.node is eta.grad_fn and outputs.shape == eta.shape]
+    others = [end for end in gradients.outputs if end not in own]
+    found = {id(end): basis for end in own}
     if gradients.known and len(gradients.columns) == gradients.count:  # from the check
-        return gradients.known
-    grads = pull_each(outputs, basis, gradients.outputs)
-    return {id(end): g for end, g in zip(gradients.outputs, grads, strict=True)}
+        return {**gradients.known, **found}
+    return found | {id(end): g for end, g in zip(others, pull_each(outputs, basis, others), strict=True)}
 
 
 def _moving(run: CapturedRun, likelihood: Likelihood, eta: Tensor) -> Tensor | None:
-    """The outputs that depend on random sites, where the run's graph shows it; None where it does not.
+    """The outputs that depend on random sites, where the run's graph shows it.
 
     An output may require a gradient for the sake of a parameter that is no random site, unless it is the only one.
+
+    Returns:
+        their numbers, or None.
     """
     captured = run.capture.outputs() if run.capture is not None else []
-    if eta.grad_fn is not None and any(output.edge.node is eta.grad_fn for output in captured):
-        return torch.arange(eta.shape[-1], device=eta.device)  # each the sum of a random site's entries
+    every = eta.grad_fn is not None and any(output.edge.node is eta.grad_fn for output in captured)
+    if every or eta.shape[-1] == 1:  # the output of an operation, of which each entry has a random site's entries in it
+        return torch.arange(eta.shape[-1], device=eta.device)
     moving = likelihood.moving()
     return None if moving is None or int(moving.sum()) != 1 else moving.nonzero()[:, 0].to(eta.device)
 
@@ -231,6 +244,11 @@ def _basis(value: Tensor, start: int, stop: int) -> Tensor:
     basis = value.new_zeros(len(rows), n * k)
     basis[torch.arange(len(rows)), rows] = 1.0
     return basis.reshape(-1, n, k)
+
+
+def elements_of_draw(products: list[Product]) -> int:
+    """About how many elements `moved` has in memory for each deviation."""
+    return max(product.index.numel() + product.gradients[:, 0].numel() for product in products)
 
 
 def moved(products: list[Product], deviation: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pyro_laplace.data import Batch
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.functional import Functional
-from pyro_laplace.predictive.jacobian import CLASSES, Linearized, Linearizer, moved
+from pyro_laplace.predictive.jacobian import CLASSES, ELEMENTS, Linearized, Linearizer, elements_of_draw, moved
 from pyro_laplace.predictive.linearized import LinearizedProgram
 from pyro_laplace.predictive.links import LINKS, FunctionMixture, laplace_bridge, probit
 from pyro_laplace.predictive.mixture import MixturePredictive
@@ -189,8 +189,7 @@ class LinearizedPredictive:
 
     def _sample(self, num_samples: int, latent: bool, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         with self._linearized(args, kwargs) as sites, torch.no_grad():
-            deviation = self._deviation(num_samples)
-            changes = {name: self._change(linear, deviation) for name, linear in sites.items()}
+            changes = self._changes(sites, num_samples)
             if latent:
                 means = {name: self._moments_shape(linear) for name, linear in sites.items()}
                 return {n: (sites[n].mean + change).reshape(num_samples, *means[n]) for n, change in changes.items()}
@@ -210,14 +209,20 @@ class LinearizedPredictive:
         white = torch.randn(num_samples, len(loc), dtype=loc.dtype, device=loc.device)
         return self.guide.precision.color(white)
 
-    @staticmethod
-    def _change(linear: Linearized, deviation: Tensor) -> Tensor:
-        """``J (theta - theta*)`` [draws, n, k]."""
-        return torch.cat([moved(products, deviation) for products in linear.pieces()], 1)
+    def _changes(self, sites: dict[str, Linearized], num_samples: int) -> dict[str, Tensor]:
+        """By site, ``J (theta - theta*)`` [draws, n, k] at draws of theta that the sites share; some at a time."""
+        largest = max(elements_of_draw(next(linear.pieces())) for linear in sites.values())
+        step = max(1, ELEMENTS // (len(self.guide.loc) + largest))
+        parts: dict[str, list[Tensor]] = {name: [] for name in sites}
+        for start in range(0, num_samples, step):
+            deviation = self._deviation(min(step, num_samples - start))
+            for name, linear in sites.items():
+                parts[name].append(torch.cat([moved(products, deviation) for products in linear.pieces()], 1))
+        return {name: torch.cat(each) for name, each in parts.items()}
 
     def _eta(self, linear: Linearized) -> Tensor:
         """Draws of eta `[draws, *base, outputs]`."""
-        return linear.eta + linear.embed(self._change(linear, self._deviation(self.num_samples)))
+        return linear.eta + linear.embed(self._changes({"": linear}, self.num_samples)[""])
 
     def _distribution(self, name: str, linear: Linearized) -> Any:
         base = linear.likelihood.base

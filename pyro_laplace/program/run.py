@@ -290,6 +290,6 @@ def _zeros(fn: Any) -> Tensor:
     base = fn
     while hasattr(base, "base_dist"):
         base = base.base_dist
-    params = (getattr(base, name, None) for name in base.arg_constraints)
+    params = (vars(base).get(name) for name in base.arg_constraints)  # a property would compute the other form
     like = next((param for param in params if isinstance(param, Tensor)), torch.zeros(()))
     return like.new_zeros(()).expand(fn.shape())

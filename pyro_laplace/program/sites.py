@@ -63,7 +63,8 @@ class Latent:
 
     def unconstrain(self, value: Tensor) -> Tensor:
         """The site's value `[*shape]` to its coordinates [size]."""
-        value = value.expand(self.shape)
+        same = value.numel() == self.shape.numel()  # which Pyro's Predictive pads with singleton plate dims
+        value = value.reshape(self.shape) if same else value.expand(self.shape)
         return (biject_to(self.support).inv(value) if self.constrained else value).reshape(-1)
 
     def log_abs_det_jacobian(self, part: Tensor) -> Tensor:
