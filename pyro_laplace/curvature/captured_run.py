@@ -41,6 +41,8 @@ class CapturedRun:
         leaves: free site to its coordinates in theta, flat; the leaves of the graph. A site of which a part is free is
             there as a whole.
         capture: what consumed the free sites' values; None if that was not asked for.
+        verdicts: by sites, whether the program was found to have the structure that factors need. The runs of a pass
+            share them: it is found out once.
     """
 
     program: Program
@@ -49,6 +51,7 @@ class CapturedRun:
     run: Run = field(default_factory=Run)
     leaves: Mapping[str, Tensor] = field(default_factory=dict)
     capture: Capture | None = None
+    verdicts: dict[frozenset[str], bool] = field(default_factory=dict)
 
     @staticmethod
     def make(program: Program, point: Point, chunk: Chunk, captured: bool = True) -> "CapturedRun":

@@ -1,7 +1,7 @@
 """One pass over the data at a point: every chunk is run once, and everything is read off that run."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -49,6 +49,7 @@ class Pass:
         self._only: CapturedRun | None = None
         self._tally: Tally | None = None
         self._prior: Prior | None = None
+        self._verdicts: dict[frozenset[str], bool] = {}
 
     def runs(self, captured: bool = True) -> Iterator[CapturedRun]:
         """The run of every chunk; it is of use until the next one is asked for.
@@ -67,7 +68,7 @@ class Pass:
         chunk = next(chunks)
         for number in count():
             with undisturbed(rng=False):
-                run = CapturedRun.make(self.program, self.point, chunk, captured)
+                run = replace(CapturedRun.make(self.program, self.point, chunk, captured), verdicts=self._verdicts)
                 if self._tally is None:
                     self._add(tally, run, prior=self.with_prior and number == 0)
             following = next(chunks, None)

@@ -148,7 +148,7 @@ def factor(run: CapturedRun, root: Root, point: Point | None = None, check: bool
         run: the program's run, captured.
         root: on its chunk.
         point: theta and its free coordinates, whole sites, if not all of the run's.
-        check: whether to find out that rows are independent and all uses seen; another run of the program may have.
+        check: whether to find out that rows are independent and all uses seen, unless another run of the pass has.
 
     Returns:
         the factored root, or None.
@@ -170,7 +170,9 @@ def factor(run: CapturedRun, root: Root, point: Point | None = None, check: bool
     scales = [scale for scale in captured.scales if run.site_of(scale.index) in names]
     outputs = [each.output for each in (*uses, *scales)]
     gradients = {name: Gradients.of_site(run, name, site, outputs) for name, site in root.sites.items()}
-    if check and not independent(run, gradients, uses, scales, names, STREAMED):
+    if check and names not in run.verdicts:
+        run.verdicts[names] = independent(run, gradients, uses, scales, names, STREAMED)
+    if check and not run.verdicts[names]:
         return None
     held = [torch.arange(place.start, place.stop) for name, place in program.layout.items() if name in uncaptured]
     nothing = torch.zeros(0, dtype=torch.long, device=point.theta.device)

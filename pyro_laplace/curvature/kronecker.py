@@ -22,8 +22,8 @@ from pyro_laplace.curvature.restrict import factors_over
 from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.program import Program
 
-_ROWS = 1024
-"""Rows whose products are summed in their own dtype, before the sums are added up in float64."""
+_ELEMENTS = 2**17
+"""Elements of rows whose products are summed in their own dtype, before the sums are added up in float64."""
 
 
 @dataclass(eq=False)
@@ -158,7 +158,7 @@ def _empty(product: Product) -> KronFactors:
 
 def _add_gram(total: Tensor, rows: Tensor, dtype: torch.dtype | None) -> None:
     """Add ``rows' rows``; sums over data are in float64."""
-    for part in rows.split(_ROWS):
+    for part in rows.split(max(512, _ELEMENTS // max(1, rows.shape[1]))):
         part = part.to(dtype or rows.dtype)
         total += part.mT @ part
 

@@ -10,26 +10,22 @@ from torch.nn.functional import logsigmoid
 from pyro_laplace.likelihood.registry import Family, register, requires_grad
 from pyro_laplace.likelihood.special import log_sigmoid_slope
 
-_LARGEST = 700.0
-"""Of what exp can be taken in float64."""
-
 
 def multinomial_root(logits: Tensor) -> Tensor:
     """The Cholesky factor of diag p - p p' `[*batch, classes, classes - 1]`; its last column is zero, and left out.
 
-    With q_j = sum_{i > j} p_i: L_jj = sqrt(p_j q_j / q_{j-1}), L_ij = -p_i sqrt(p_j / (q_{j-1} q_j)), i > j. In logs,
-    so that a saturated class keeps all its digits (Tanabe & Sagae 1992, "An exact Cholesky decomposition and the
-    generalized inverse of the variance-covariance matrix of the multinomial distribution").
+    With q_j = sum_{i > j} p_i: L_jj = sqrt(p_j q_j / q_{j-1}), L_ij = -p_i sqrt(p_j / (q_{j-1} q_j)), i > j. Tails
+    are sums of positive terms, so that a saturated class keeps all its digits (Tanabe & Sagae 1992, "An exact Cholesky
+    decomposition and the generalized inverse of the variance-covariance matrix of the multinomial distribution").
 
     Returns:
         L, a zero column for a class of probability zero.
     """
-    log_p = logits.log_softmax(-1)
-    log_tail = log_p.flip(-1).logcumsumexp(-1).flip(-1)  # log q_{j-1}, with q_{-1} = 1
-    before, after = log_tail[..., :-1], log_tail[..., 1:]
-    log_ratio = torch.nan_to_num((log_p[..., :-1] - before - after) / 2, nan=-torch.inf).clamp(max=_LARGEST)
-    root = (log_p.exp().unsqueeze(-1) * -log_ratio.exp().unsqueeze(-2)).tril(-1)
-    root.diagonal(dim1=-2, dim2=-1).copy_((log_ratio + after).exp())
+    p = logits.softmax(-1)
+    tail = p.flip(-1).cumsum(-1).flip(-1).clamp(min=torch.finfo(p.dtype).tiny)  # q_{j-1}, with q_{-1} = 1
+    share, after = (p[..., :-1] / tail[..., :-1]).sqrt(), tail[..., 1:].sqrt()
+    root = (p.unsqueeze(-1) * (-share / after).unsqueeze(-2)).tril(-1)
+    root.diagonal(dim1=-2, dim2=-1).copy_(share * after)
     return root
 
 
