@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.curvature.factors import Factors, Product
 
-_ELEMENTS = 2**20
+_ELEMENTS = 2**18
 """Elements of the intermediate products of one slice of the data."""
 
 
@@ -121,7 +121,8 @@ def _add_own_block(total: Matrix, product: Product) -> None:
     (o, p), (i, j) = torch.tril_indices(out, out, device=device), torch.tril_indices(fan_in, fan_in, device=device)
     packed = torch.zeros(len(o), len(i), dtype=torch.float64, device=device)
     for g, a in _pairs(product, len(o) + len(i) + out**2):
-        packed.addmm_((g.mT @ g).flatten(1).index_select(1, o * out + p).mT, a[:, i] * a[:, j])
+        products, rows = (g.mT @ g).flatten(1).mT.contiguous(), a.mT.contiguous()  # data last: rows are chosen fast
+        packed.addmm_(products[o * out + p], (rows[i] * rows[j]).mT)
     whole, blocks = _triangle(fan_in, device), _by_outputs(total, product, product)
     for row in range(out):
         start = row * (row + 1) // 2
