@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyro_laplace as pl
-from pyro_laplace.precision import Dense, Diag, DiagLowRank, KronBlock, Precision
+from pyro_laplace.precision import Dense, Diag, DiagLowRank, Dual, KronBlock, Precision
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -47,6 +47,11 @@ def low_rank(rank=2, size=5, lowest=0.0):
     return DiagLowRank(prior, basis, values), prior.diag() + update
 
 
+def dual(strength=1.0):
+    rows, scale = strength * torch.randn(2, 5, generator=torch.Generator().manual_seed(8)), vector(5).sqrt()
+    return Dual(scale, rows), scale * (torch.eye(5) + rows.T @ rows) * scale[:, None]
+
+
 BLOCKS = {
     "dense": lambda: (Dense(positive(5)), positive(5)),
     "badly scaled dense": lambda: (
@@ -59,6 +64,9 @@ BLOCKS = {
     "diagonal and low rank": low_rank,
     "diagonal and low rank, of full rank": lambda: low_rank(5),
     "diagonal and low rank, with a negative update": lambda: low_rank(3, lowest=-0.9),
+    "dual": dual,
+    "dual, of strong data": lambda: dual(1e3),
+    "dual, without data": lambda: dual(0.0),
     "interleaved blocks": interleaved,
 }
 
@@ -150,6 +158,8 @@ def test_results_have_the_dtype_of_what_is_passed_in(block_and_matrix):
         lambda: DiagLowRank(torch.tensor([1.0, 0.0]), torch.eye(2)[:, :1], torch.ones(1)),
         lambda: DiagLowRank(torch.ones(2), torch.eye(2)[:, :1], -torch.ones(1)),
         lambda: DiagLowRank(torch.ones(2), torch.eye(2)[:, :1], torch.full((1,), torch.nan)),
+        lambda: Dual(torch.tensor([1.0, 0.0]), torch.ones(1, 2)),
+        lambda: Dual(torch.ones(2), torch.full((1, 2), torch.nan)),
     ],
 )
 def test_what_is_not_positive_definite_is_refused(make):

@@ -3,12 +3,14 @@
 from pyro_laplace.curvature.accumulate import (
     CURVATURES,
     likelihood_blocks,
+    likelihood_curvature,
     likelihood_diagonal,
     likelihood_gram,
     likelihood_matrix,
 )
 from pyro_laplace.curvature.assemble import Gram
 from pyro_laplace.curvature.data_pass import Pass, Tally
+from pyro_laplace.curvature.few_rows import FewRows
 from pyro_laplace.curvature.kronecker import KronFactors, kron_factors
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.prior import Prior
@@ -18,6 +20,7 @@ from pyro_laplace.curvature.root import Curvature, Root
 __all__ = [
     "CURVATURES",
     "Curvature",
+    "FewRows",
     "Gram",
     "KronFactors",
     "LikelihoodProduct",
@@ -28,6 +31,7 @@ __all__ = [
     "Tally",
     "kron_factors",
     "likelihood_blocks",
+    "likelihood_curvature",
     "likelihood_diagonal",
     "likelihood_gram",
     "likelihood_matrix",

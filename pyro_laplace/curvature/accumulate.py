@@ -17,7 +17,8 @@ from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.curvature.data_pass import Pass
 from pyro_laplace.curvature.direct import direct_of
 from pyro_laplace.curvature.empirical_fisher import root as empirical_fisher
-from pyro_laplace.curvature.factors import STREAMED
+from pyro_laplace.curvature.factors import STREAMED, Factors
+from pyro_laplace.curvature.few_rows import FewRows, FewRowsOrGram
 from pyro_laplace.curvature.ggn import root as ggn
 from pyro_laplace.curvature.hessian import negative_log_lik
 from pyro_laplace.curvature.mc_fisher import root as mc_fisher
@@ -49,17 +50,30 @@ def likelihood_gram(curvature: Curvature, visit: Pass, point: Point | None = Non
     Returns:
         the matrix, in an order of its own.
     """
-    point = visit.point if point is None else point
-    size = len(point.index)
-    refuse_too_large(size**2, 8, f"the dense curvature [{size}, {size}]", "use structure='diag' or a subset of sites")
-    total = Gram(size, point.theta.device)
+    total = likelihood_curvature(curvature, visit, visit.point if point is None else point, limit=0)
+    assert isinstance(total, Gram)
+    return total
+
+
+def likelihood_curvature(curvature: Curvature, visit: Pass, point: Point, limit: int) -> FewRows | Gram:
+    """`likelihood_gram`, or the rows of its root where these are few.
+
+    Args:
+        curvature: how it is measured.
+        visit: the pass over the data.
+        point: theta and its free coordinates.
+        limit: how many are few.
+
+    Returns:
+        the rows if there are no more than the limit, else the matrix.
+    """
+    total = FewRowsOrGram(len(point.index), point.theta.device, limit, "use structure='diag' or a subset of sites")
     for run, root in curvature.roots(visit):
         captured = factors_over(run, root, point)
         for factors in captured or ():
             total.add(factors)
-        for matrix in _uncaptured(curvature, root, captured is None, run, point):
-            total.add_symmetric(matrix)
-    return total
+        _add_uncaptured(total, curvature, root, captured is None, run, point)
+    return total.total()
 
 
 def likelihood_matrix(curvature: Curvature, visit: Pass) -> Matrix:
@@ -67,7 +81,9 @@ def likelihood_matrix(curvature: Curvature, visit: Pass) -> Matrix:
     return likelihood_gram(curvature, visit).matrix()
 
 
-def likelihood_blocks(curvature: Curvature, visit: Pass, point: Point, groups: list[Tensor]) -> list[Gram]:
+def likelihood_blocks(
+    curvature: Curvature, visit: Pass, point: Point, groups: list[Tensor], limits: list[int]
+) -> list[FewRows | Gram]:
     """Diagonal blocks of `likelihood_matrix` in one pass over the data, without what lies between them.
 
     Args:
@@ -75,36 +91,35 @@ def likelihood_blocks(curvature: Curvature, visit: Pass, point: Point, groups: l
         visit: the pass over the data.
         point: theta and its free coordinates.
         groups: each block's coordinates [g], by their ascending place among the free ones.
+        limits: rows up to which each is given by rows.
 
     Returns:
         each block, over its own coordinates.
     """
-    for group in groups:
-        size = len(group)
-        refuse_too_large(
-            size**2, 8, f"a dense block [{size}, {size}] of the curvature", "use structure='kron' or 'diag'"
-        )
-    totals = [Gram(len(group), point.theta.device) for group in groups]
+    totals = [
+        FewRowsOrGram(len(group), point.theta.device, limit, "use structure='kron' or 'diag'")
+        for group, limit in zip(groups, limits, strict=True)
+    ]
     for run, root in curvature.roots(visit):
         captured = factors_over(run, root, point)
         for factors in captured or ():
             for group, total in zip(groups, totals, strict=True):
                 total.add(restrict(factors, group, len(point.index)))
         for group, total in zip(groups, totals, strict=True):
-            for matrix in _uncaptured(curvature, root, captured is None, run, point.only(group)):
-                total.add_symmetric(matrix)
-    return totals
+            _add_uncaptured(total, curvature, root, captured is None, run, point.only(group))
+    return [total.total() for total in totals]
 
 
-def _uncaptured(
-    curvature: Curvature, root: Root | None, dense: bool, run: CapturedRun, point: Point
-) -> Iterator[Matrix]:
+def _add_uncaptured(
+    total: FewRowsOrGram, curvature: Curvature, root: Root | None, dense: bool, run: CapturedRun, point: Point
+) -> None:
     """What captured factors do not hold: the root's dense rows if `dense`, and exact Hessians of other terms."""
     for whitened in _active(root, point) if root is not None and dense else []:
         rows = jacobian(whitened, point.part).double()
-        yield rows.mT @ rows
+        everything = torch.arange(len(point.index), device=rows.device)
+        total.add(Factors([], everything, rows.unsqueeze(1), rows[:0]))
     for rest in _rests(curvature, root, run.program, point, run.chunk):
-        yield hessian(rest, point.part).double()
+        total.add_symmetric(hessian(rest, point.part).double())
 
 
 def likelihood_diagonal(curvature: Curvature, visit: Pass, point: Point | None = None) -> Theta:

@@ -21,10 +21,12 @@ class Score:
     Attributes:
         log_lik: its value.
         leaves: by free site, in its coordinates.
+        outputs: by id, in the output of every captured operation.
     """
 
     log_lik: Scalar
     leaves: Mapping[str, Tensor]
+    outputs: Mapping[int, Tensor]
 
 
 @dataclass(eq=False)
@@ -89,10 +91,18 @@ class CapturedRun:
 
     @cached_property
     def score(self) -> Score:
-        """The log likelihood and its gradient in the free sites."""
+        """The gradient of the log likelihood, in the free sites and in what was captured."""
+        outputs = [] if self.capture is None else self.capture.outputs()
         with torch.enable_grad():
             log_lik = sum_log_lik(self.run, self.chunk)
-        return Score(log_lik.detach(), self.gradient(log_lik))
+        if not log_lik.requires_grad:
+            return Score(log_lik, {}, {})
+        inputs = [*self.leaves.values(), *(output.edge for output in outputs)]
+        grads = torch.autograd.grad(log_lik, inputs, retain_graph=True, allow_unused=True)
+        count = len(self.leaves)
+        leaves = {name: g for name, g in zip(self.leaves, grads, strict=False) if g is not None}
+        found = zip(outputs, grads[count:], strict=True)
+        return Score(log_lik.detach(), leaves, {id(o): o.zeros() if g is None else g for o, g in found})
 
     def site_of(self, index: Tensor) -> str:
         """The latent site that some coordinates of theta belong to."""
@@ -106,23 +116,12 @@ class CapturedRun:
             total[self.program.layout[name]] = value.double()
         return total if whole or len(self.point.index) == len(total) else total[self.point.index]
 
-    def gradient(
-        self, computed: Tensor, weights: Tensor | None = None, create_graph: bool = False
-    ) -> dict[str, Tensor]:
-        """The gradient of something that the run computed, by free site that it depends on.
-
-        Args:
-            computed: a scalar, or a tensor.
-            weights: of a tensor's entries, whose sum is differentiated.
-            create_graph: whether the gradient is to be differentiated again.
-
-        Returns:
-            free site to the gradient in its coordinates.
-        """
-        if not computed.requires_grad:
+    def gradient(self, scalar: Scalar, create_graph: bool = False) -> dict[str, Tensor]:
+        """The gradient of something that the run computed, by free site that it depends on."""
+        if not scalar.requires_grad:
             return {}
         options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "create_graph": create_graph}
-        grads = torch.autograd.grad(computed, list(self.leaves.values()), weights, **options)
+        grads = torch.autograd.grad(scalar, list(self.leaves.values()), **options)
         return {name: g for name, g in zip(self.leaves, grads, strict=True) if g is not None}
 
 

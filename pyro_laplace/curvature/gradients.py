@@ -20,21 +20,6 @@ _DENSE_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
-    """A random mix z_n of the columns of every datum's root.
-
-    Attributes:
-        by_datum: a random weight u of every datum [n].
-        weights: of eta [n, b, e, o], in ``sum_n u_n z_n``.
-        outputs: gradients of ``sum_n z_n``, by the captured output's id.
-    """
-
-    by_datum: Tensor
-    weights: Tensor
-    outputs: dict[int, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
 class Gradients:
     """The columns of one observed site's root, to be pulled back to captured outputs.
 
@@ -85,30 +70,44 @@ class Gradients:
         """Of the gradients of one column."""
         return sum(output.zeros().numel() for output in self.outputs)
 
-    def mixture(self, generator: torch.Generator, elements: int) -> "Mixture":
-        """A random mix of the columns, pulled back.
+    def mixtures(
+        self, generator: torch.Generator, elements: int
+    ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
+        """Gradients of a random mix of the columns, alike for all data and with a random weight u for each of them.
 
         Args:
             generator: gives the randomness.
             elements: if all columns have no more, they are pulled back on the occasion, and known from then on.
 
         Returns:
-            the mix.
+            u [n], and by the output's id the gradients g of ``sum_n z_n`` and h of ``sum_n u_n z_n``.
         """
-        mix = torch.randn(self.count, generator=generator).to(self.eta)
-        by_datum = torch.randn(len(self.eta), generator=generator).to(self.eta)
-        if len(self.columns) == self.count == self.vectors.shape[-1] and self.count * self.elements <= elements:
+        mix = torch.randn(len(self.columns), generator=generator).to(self.eta)
+        u = torch.randn(len(self.eta), generator=generator).to(self.eta)
+        by_datum = u.reshape(-1, 1, 1, 1)
+        if len(self.columns) * self.elements <= elements and not self.known:
             weights = self._weights(self.columns)
-            mixed = torch.tensordot(mix, weights, 1)
+            mixed = torch.tensordot(mix, weights, 1) * by_datum
             found = pull_each(self.eta, torch.cat([weights, mixed.unsqueeze(0)]), self.outputs)
             self.known.update({id(output): g[:-1] for output, g in zip(self.outputs, found, strict=True)})
-            pulled = [g[-1] for g in found]
+            plain, last = [torch.tensordot(mix, g[:-1], 1) for g in found], [g[-1] for g in found]
         else:
-            b, s = self.vectors.shape[1], self.vectors.shape[-1]
-            mixed = (self.vectors @ mix.reshape(b, 1, s, 1).to(self.vectors))[..., 0].to(self.eta)
-            pulled = self.pull(mixed)
-        outputs = {id(output): g for output, g in zip(self.outputs, pulled, strict=True)}
-        return Mixture(by_datum, mixed * by_datum.reshape(-1, 1, 1, 1), outputs)
+            weights = self._mix(mix)
+            plain, last = self.pull(weights), self.pull(weights * by_datum)
+        ids = [id(output) for output in self.outputs]
+        return u, dict(zip(ids, plain, strict=True)), dict(zip(ids, last, strict=True))
+
+    def mixed_weights(self, generator: torch.Generator) -> Tensor:
+        """The weights of eta [n, b, e, o] of which `mixtures` pulls h back, for the same randomness."""
+        mix = torch.randn(len(self.columns), generator=generator).to(self.eta)
+        u = torch.randn(len(self.eta), generator=generator).to(self.eta)
+        return self._mix(mix) * u.reshape(-1, 1, 1, 1)
+
+    def _mix(self, mix: Tensor) -> Tensor:
+        """The columns' mix as weights of eta [n, b, e, o], without the columns one by one."""
+        b, s = self.vectors.shape[1], self.vectors.shape[-1]
+        whole = mix.new_zeros(b * s).index_copy(0, self.columns, mix).reshape(b, 1, s, 1).to(self.vectors)
+        return (self.vectors @ whole)[..., 0].to(self.eta)
 
     def slices(self, elements: int) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
         """Pull the columns back.
@@ -158,8 +157,6 @@ class Gradients:
 
 def pull(eta: Tensor, weights: Tensor, outputs: list[Output], **options: bool) -> list[Tensor]:
     """Gradients of ``sum weights * eta`` in some outputs; with `is_grads_batched`, of several such sums."""
-    if not outputs:
-        return []
     edges = [output.edge for output in outputs]
     grads = torch.autograd.grad(eta, edges, weights, retain_graph=True, allow_unused=True, **options)
     lead = weights.shape[: weights.dim() - eta.dim()]

@@ -1,10 +1,11 @@
 """Whether a program has the structure that factored curvature takes for granted, found out on the program at hand.
 
-Two things are assumed: a row of an operation's input reaches its own datum only, and every use of a site was seen. Both
-are false for some program (a batch statistic; a function that hides what it does with a weight), and one backward pass
-tells. Let ``z_n`` be a random mix of the columns of datum n's root, and g its gradients at the captured outputs. If
-both hold, then the gradient of ``sum_n u_n z_n`` in a site's entries is ``sum_n u_n g_n a_n``; for random u almost
-surely not otherwise: they are one random combination of the rows of the root's Jacobian, true ones and captured ones.
+Two things are assumed. A row of an operation's input reaches its own datum only. And every use of a site was seen. Both
+are false for some program (a batch statistic; a function that hides what it does with a weight), and backward passes
+tell. Let ``z_n`` be a random mix of the columns of datum n's root, g the gradients of ``sum_n z_n`` at the captured
+outputs, h those of ``sum_n u_n z_n`` with random u. If rows are independent then ``h_n = u_n g_n``, and for random u
+almost surely not otherwise. If all uses are seen then a gradient in a site's entries is ``sum h a`` of that at the
+outputs; the log likelihood's is at hand, and ``sum_n u_n z_n`` serves where it is zero.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,13 @@ from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.curvature.contraction import Scale, Use
 from pyro_laplace.curvature.gradients import Gradients
 
-_EXPLAINED = {torch.float64: 1e-11, torch.float32: 2e-5}
-"""Of an entry of ``sum h a``, relative to the Cauchy-Schwarz bound ``|h| |a|``."""
+_INDEPENDENT = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Of ``|h - u g|`` relative to ``|h|``."""
+
+_EXPLAINED = {torch.float64: 1e-13, torch.float32: 2e-6}
+"""Of an entry of ``sum h a`` relative to the Cauchy-Schwarz bound ``|h| |a|``."""
+
+_ByOutput = Mapping[int, Tensor]
 
 
 def independent(
@@ -41,57 +47,77 @@ def independent(
     Returns:
         whether both hold.
     """
+    unsure: frozenset[str] | None = names
+    if run.score.outputs:
+        unsure = unexplained(run, uses, scales, run.score.outputs, run.score.leaves, names)
     for number, gradients in enumerate(sites.values()):
-        if not gradients.eta.requires_grad:
+        if unsure is None:
+            return False
+        if not len(gradients.columns):
             continue
-        mixture = gradients.mixture(torch.Generator().manual_seed(number), elements)
-        true = run.gradient(gradients.eta, mixture.weights)
-        if not explained(run, uses, scales, mixture.outputs, true, names, mixture.by_datum):
+        generator = torch.Generator().manual_seed(number)
+        u, plain, mixed = gradients.mixtures(generator, elements)
+        if not _rows_scale(uses, scales, plain, mixed, u, _INDEPENDENT.get(run.point.theta.dtype, 1e-2)):
+            return False
+        if unsure:
+            weights = gradients.mixed_weights(torch.Generator().manual_seed(number))
+            leaves = {name: run.leaves[name] for name in unsure}
+            grads = torch.autograd.grad(
+                gradients.eta, list(leaves.values()), weights, retain_graph=True, allow_unused=True
+            )
+            found = {name: g for name, g in zip(leaves, grads, strict=True) if g is not None}
+            if unexplained(run, uses, scales, mixed, found, unsure) is None:
+                return False
+    return unsure is not None
+
+
+def _rows_scale(
+    uses: list[Use], scales: list[Scale], plain: _ByOutput, mixed: _ByOutput, u: Tensor, tolerance: float
+) -> bool:
+    """Whether ``h_n = u_n g_n``."""
+    u = u.reshape(1, -1, 1)
+    for scale in scales:
+        g, h = (scale.rows(each[id(scale.output)].unsqueeze(0)) for each in (plain, mixed))  # 1 n d
+        if not _close(h, g * u, tolerance):
+            return False
+    for use in uses:
+        g, h = (use.positions(each[id(use.output)].unsqueeze(0)) for each in (plain, mixed))  # 1 n t o
+        if not _close(h, g * u.unsqueeze(-1), tolerance):
             return False
     return True
 
 
-def explained(
+def unexplained(
     run: CapturedRun,
     uses: list[Use],
     scales: list[Scale],
-    outputs: Mapping[int, Tensor],
+    outputs: _ByOutput,
     leaves: Mapping[str, Tensor],
     names: frozenset[str],
-    by_datum: Tensor | None = None,
-) -> bool:
-    """Whether gradients in the sites' entries are those that the captured operations give, ``sum_n u_n g_n a_n``.
-
-    Args:
-        run: the program's run.
-        uses: the products with the sites' entries.
-        scales: the entries that meet an activation of their own.
-        outputs: g, by the output's id.
-        leaves: the gradients in the sites' entries, by site; zero for one that is not there.
-        names: the latent sites.
-        by_datum: u [n], ones if it is None.
-
-    Returns:
-        whether they agree, up to rounding.
-    """
+) -> frozenset[str] | None:
+    """The sites whose gradient is but rounding, and tells nothing; None if that of some site is not ``sum h a``."""
     theta, layout = run.point.theta, run.program.layout
     found = torch.zeros_like(theta, dtype=torch.float64)
     bound = dict.fromkeys(names, 0.0)
     for scale in scales:
         (h,) = scale.rows(outputs[id(scale.output)].unsqueeze(0))  # n d
-        h = h if by_datum is None else h * by_datum.unsqueeze(-1)
         found.index_add_(0, scale.index, h.sum(0).double())
         name = run.site_of(scale.index)
         bound[name] = max(bound.get(name, 0.0), float(h.norm()) * len(h) ** 0.5)
     for use in uses:
-        (h,) = use.positions(outputs[id(use.output)].unsqueeze(0))  # n t o
-        h = (h if by_datum is None else h * by_datum.reshape(-1, 1, 1)).flatten(0, 1)
+        h = use.positions(outputs[id(use.output)].unsqueeze(0)).flatten(0, 2)  # nt o
         a, name = use.inputs.flatten(0, 1), run.site_of(use.index)  # nt i
         found.index_add_(0, use.index.reshape(-1), (h.mT @ a).reshape(-1).double())
         bound[name] = max(bound.get(name, 0.0), float(h.norm() * a.norm()))
     tolerance = _EXPLAINED.get(theta.dtype, 1e-2)
     rounding = torch.finfo(theta.dtype).eps * max(bound.values(), default=0.0)
-    return all(
-        float((found[layout[name]] - leaves.get(name, 0.0)).abs().max()) <= tolerance * max(bound[name], rounding)
-        for name in names
-    )
+    for name in names:
+        expected = leaves.get(name, 0.0)
+        size = max(bound.get(name, 0.0), rounding)
+        if not float((found[layout[name]] - expected).abs().max()) <= tolerance * size:
+            return None
+    return frozenset(name for name in names if bound.get(name, 0.0) <= rounding)
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    return bool((one - other).norm() <= tolerance * other.norm())

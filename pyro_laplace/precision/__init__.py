@@ -4,6 +4,7 @@ from pyro_laplace.precision.block import Block
 from pyro_laplace.precision.build import build_precision, check_combination
 from pyro_laplace.precision.dense import Dense
 from pyro_laplace.precision.diag import Diag
+from pyro_laplace.precision.dual import Dual
 from pyro_laplace.precision.kron import Kron as KronBlock
 from pyro_laplace.precision.low_rank import DiagLowRank
 from pyro_laplace.precision.precision import Precision
@@ -14,6 +15,7 @@ __all__ = [
     "Dense",
     "Diag",
     "DiagLowRank",
+    "Dual",
     "Kron",
     "KronBlock",
     "LowRank",

@@ -9,9 +9,11 @@ from torch import Tensor
 from pyro_laplace._errors import IndefiniteCurvature, InvalidOption, UnsupportedProgram
 from pyro_laplace.curvature import (
     Curvature,
+    FewRows,
     Gram,
     Pass,
     likelihood_blocks,
+    likelihood_curvature,
     likelihood_diagonal,
     likelihood_gram,
     likelihood_product,
@@ -20,7 +22,7 @@ from pyro_laplace.precision.build_kron import kron
 from pyro_laplace.precision.diag import Diag
 from pyro_laplace.precision.explain import advise, explain
 from pyro_laplace.precision.low_rank import DiagLowRank, leading_eigenpairs, whitened_eigenpairs
-from pyro_laplace.precision.part import Base, Part, Placed, dense_block, of_sites
+from pyro_laplace.precision.part import Base, Part, Placed, of_sites, row_limit, whole_block
 from pyro_laplace.precision.precision import Precision
 from pyro_laplace.precision.previous import Previous
 from pyro_laplace.precision.structure import Kron, LowRank, Single, Structure, group_sites
@@ -81,25 +83,28 @@ def _build(structure: Single, part: Part) -> Placed:
 
 
 def _full(part: Part) -> Placed:
-    likelihood = partial(likelihood_gram, part.curvature, part.visit, part.point)
-    return [dense_block(likelihood, part.base, part, part.point)]
+    likelihood = partial(likelihood_curvature, part.curvature, part.visit, part.point)
+    return [whole_block(likelihood, part.base, part, part.point)]
 
 
 def _block(part: Part) -> Placed:
-    """A dense block for each site, whatever layer it belongs to."""
+    """A block without structure for each site, whatever layer it belongs to."""
     groups = [of_sites([name], part.program, part.point) for name in names_of(part.program, part.point.index)]
+    bases = [part.base.over(group) for group in groups]
+    limits = [row_limit(part.curvature, base, len(group)) for base, group in zip(bases, groups, strict=True)]
+    likelihood = partial(likelihood_blocks, part.curvature, part.visit, part.point)
     placed: Placed = []
-    for group, gram in zip(groups, likelihood_blocks(part.curvature, part.visit, part.point, groups), strict=True):
-        again = partial(likelihood_blocks, part.curvature, part.visit, part.point, [group])
-        order, block = dense_block(_first(gram, again), part.base.over(group), part, part.point.only(group))
+    for group, base, made in zip(groups, bases, likelihood(groups, limits), strict=True):
+        again = _first(made, lambda limit, group=group: likelihood([group], [limit])[0])
+        order, block = whole_block(again, base, part, part.point.only(group))
         placed.append((group[order], block))
     return placed
 
 
-def _first(made: Gram, again: Callable[[], list[Gram]]) -> Callable[[], Gram]:
+def _first(made: FewRows | Gram, again: Callable[[int], FewRows | Gram]) -> Callable[[int], FewRows | Gram]:
     """Gives what has been made, and makes it anew when it is asked for once more."""
     known = [made]
-    return lambda: (known or again()).pop()
+    return lambda limit: known.pop() if known else again(limit)
 
 
 def _diag(part: Part) -> Placed:

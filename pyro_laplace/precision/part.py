@@ -9,9 +9,11 @@ from torch import Tensor
 
 from pyro_laplace._compat import LinAlgError
 from pyro_laplace._errors import IndefiniteCurvature, LaplaceWarning
-from pyro_laplace.curvature import Curvature, Gram, Pass, Point, Prior
+from pyro_laplace._memory import LIMIT
+from pyro_laplace.curvature import Curvature, FewRows, Gram, Pass, Point, Prior
 from pyro_laplace.precision.block import Block
 from pyro_laplace.precision.dense import Dense
+from pyro_laplace.precision.dual import Dual
 from pyro_laplace.precision.explain import explain
 from pyro_laplace.precision.previous import Previous
 from pyro_laplace.program import Program
@@ -49,6 +51,73 @@ class Part:
     def everything(self) -> Tensor:
         """All coordinates by number."""
         return torch.arange(len(self.point.index), device=self.point.index.device)
+
+
+def whole_block(
+    likelihood: Callable[[int], FewRows | Gram], base: Base, part: Part, point: Point
+) -> tuple[Tensor, Block]:
+    """A block without structure: dual where the likelihood's root has few rows, else dense.
+
+    Args:
+        likelihood: makes the likelihood's curvature, by its root if this has no more rows than given; it is used up.
+        base: what it is added to.
+        part: of which the block is all or a part.
+        point: theta and the block's coordinates.
+
+    Returns:
+        the block, and the coordinates of its entries by number.
+
+    Raises:
+        IndefiniteCurvature: if the point is no maximum in some direction, naming the sites that form it.
+    """
+    made = [likelihood(row_limit(part.curvature, base, len(point.index)))]
+    if isinstance(made[0], FewRows):
+        try:
+            return torch.arange(len(point.index), device=point.index.device), _dual(made[0], base)
+        except IndefiniteCurvature:
+            made = [made[0].gram()]
+
+    def gram() -> Gram:
+        total = made.pop() if made else likelihood(0)
+        assert isinstance(total, Gram)
+        return total
+
+    return dense_block(gram, base, part, point)
+
+
+def row_limit(curvature: Curvature, base: Base, size: int) -> int:
+    """Rows of the root up to which the dual form is taken: half of the coordinates, where the dense one costs more.
+
+    Args:
+        curvature: how the likelihood's curvature is measured.
+        base: what it is added to.
+        size: number of coordinates.
+
+    Returns:
+        the number; 0 where the curvature has no root, or what it is added to is not diagonal, or has rows already and
+        leaves no room.
+    """
+    if curvature.root is None or size <= _SMALL:
+        return 0
+    limit = min(size // 2, LIMIT // (8 * size))
+    if isinstance(base, Previous):
+        block = base.block(torch.arange(size, device=base.placed[0][0].device))
+        return max(0, limit - len(block.rows)) if isinstance(block, Dual) else 0
+    return limit if base.is_diagonal and bool((base.diagonal > 0).all()) else 0
+
+
+def _dual(few: FewRows, base: Base) -> Dual:
+    """The dual block of a base that `row_limit` has found fit."""
+    if isinstance(base, Previous):
+        block = base.placed[0][1]
+        assert isinstance(block, Dual)
+        return block.extended(few.whitened(block.scale)[0])
+    scale = base.diagonal.sqrt()
+    return Dual(scale, *few.whitened(scale))
+
+
+_SMALL = 200
+"""Coordinates up to which the dense form costs nothing."""
 
 
 def dense_block(likelihood: Callable[[], Gram], base: Base, part: Part, point: Point) -> tuple[Tensor, Block]:
