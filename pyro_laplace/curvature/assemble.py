@@ -118,6 +118,11 @@ def _add_gram_of_rows(total: Matrix, factors: Factors) -> None:
 def _add_own_block(total: Matrix, product: Product) -> None:
     """Rows of a product against themselves, [o i, o' i'] with o >= o', from the lower triangles of g'g and a a'."""
     (out, fan_in), device = product.index.shape, product.inputs.device
+    if product.gradients.shape[1] * out * fan_in <= (out**2 + fan_in**2) // 4:  # the rows are less than g'g and a a'
+        for start, stop in _slices(len(product.inputs), len(total)):
+            rows = _slice(product, start, stop).rows().double().flatten(0, 1)
+            total.addmm_(rows.mT, rows)
+        return
     (o, p), (i, j) = torch.tril_indices(out, out, device=device), torch.tril_indices(fan_in, fan_in, device=device)
     packed = torch.zeros(len(o), len(i), dtype=torch.float64, device=device)
     for g, a in _pairs(product, len(o) + len(i) + out**2):

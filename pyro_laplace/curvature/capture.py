@@ -131,8 +131,10 @@ class Capture(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; record what it did to latent entries."""
         kwargs = kwargs or {}
-        kind = getattr(func, "__name__", "")
         given = _tensors(args) + _tensors(kwargs.values())
+        if not any(id(leaf) in self._views or id(leaf) in self._outputs for leaf in given):
+            return func(*args, **kwargs)
+        kind = getattr(func, "__name__", "")
         views = [view for leaf in given if (view := self._views.get(id(leaf))) is not None]
         if views and kind not in OPERATIONS and getattr(func, "__module__", "") == functional.__name__:
             with self:

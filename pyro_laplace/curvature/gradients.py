@@ -87,10 +87,10 @@ class Gradients:
         by_datum = u.reshape(-1, 1, 1, 1)
         if len(self.columns) * self.elements <= elements and not self.known:
             weights = self._weights(self.columns)
-            mixed = torch.tensordot(mix, weights, 1) * by_datum
-            found = pull_each(self.eta, torch.cat([weights, mixed.unsqueeze(0)]), self.outputs)
-            self.known.update({id(output): g[:-1] for output, g in zip(self.outputs, found, strict=True)})
-            plain, last = [torch.tensordot(mix, g[:-1], 1) for g in found], [g[-1] for g in found]
+            mixed = torch.tensordot(mix, weights, 1)
+            found = pull_each(self.eta, torch.cat([weights, torch.stack([mixed, mixed * by_datum])]), self.outputs)
+            self.known.update({id(output): g[:-2] for output, g in zip(self.outputs, found, strict=True)})
+            plain, last = [g[-2] for g in found], [g[-1] for g in found]
         else:
             weights = self._mix(mix)
             plain, last = self.pull(weights), self.pull(weights * by_datum)

@@ -69,7 +69,7 @@ def kron_factors(
     Raises:
         UnsupportedProgram: if the program's operations cannot be captured, or two products share a part of a weight.
     """
-    found: dict[bytes, KronFactors] = {}
+    found: list[KronFactors] = []
     dense_index, dense = point.index[:0], torch.zeros(0, 0, dtype=torch.float64, device=point.theta.device)
     for number, (run, root) in enumerate(curvature.roots(visit)):
         terms = sorted(run.program.terms - frozenset(root.sites if root is not None else ()))
@@ -88,7 +88,7 @@ def kron_factors(
                 "structure='kron' needs products of data with weights, one row a datum, and the operations of this "
                 "program could not be captured as such: use structure='full' or 'diag'"
             )
-        counted: set[bytes] = set()
+        counted: list[KronFactors] = []
         for factors in captured:
             if number == 0 and len(dense) != len(factors.dense_index):
                 dense_index, size = factors.dense_index, len(factors.dense_index)
@@ -101,59 +101,60 @@ def kron_factors(
                 rows = torch.cat([factors.dense.flatten(0, 1), factors.dense_only]).double()
                 dense.addmm_(rows.mT, rows)
     _refuse_overlap(found, dense_index, point, visit.program)
-    return list(found.values()), dense_index, dense
+    return found, dense_index, dense
 
 
 def _add_products(
-    found: dict[bytes, KronFactors], factors: Factors, counted: set[bytes], shared: str, dtype: torch.dtype | None
+    found: list[KronFactors], factors: Factors, counted: list[KronFactors], shared: str, dtype: torch.dtype | None
 ) -> None:
     """Add some columns of a chunk: gradients for each of them, inputs once (`counted`), however many there are."""
-    for key, product in _by_weight(factors.products).items():
-        total = found.setdefault(key, _empty(product))
+    for product in _by_weight(factors.products):
+        total = _of_weight(found, product.index, product.has_bias)
         inputs, gradients = product.inputs, product.gradients.transpose(0, 1)  # nti, knto
         if shared == "reduce" and product.shared:
             inputs, gradients = inputs.mean(1, keepdim=True), gradients.sum(2, keepdim=True)
-        if key not in counted:
+        if not any(total is each for each in counted):
             _add_gram(total.inputs, inputs.flatten(0, 1), dtype)
             total.count += inputs.shape[:2].numel()
-        counted.add(key)
+            counted.append(total)
         _add_gram(total.gradients, gradients.flatten(0, 2), dtype)
 
 
-def _add_direct(found: dict[bytes, KronFactors], direct: Direct, dtype: torch.dtype | None) -> None:
+def _add_direct(found: list[KronFactors], direct: Direct, dtype: torch.dtype | None) -> None:
     """Add a chunk of a layer that is the likelihood's own."""
-    (out, fan_in), device = direct.index.shape, direct.inputs.device
-    inputs = torch.zeros(fan_in, fan_in, dtype=torch.float64, device=device)
-    gradients = torch.zeros(out, out, dtype=torch.float64, device=device)
-    total = found.setdefault(_key(direct.index), KronFactors(direct.index, inputs, gradients, 0, direct.has_bias))
+    total = _of_weight(found, direct.index, direct.has_bias)
     _add_gram(total.inputs, direct.inputs, dtype)
     total.count += len(direct.inputs)
     total.gradients += direct.information.sum()
 
 
-def _key(index: Tensor) -> bytes:
-    return index.mT.contiguous().cpu().numpy().tobytes()
+def _of_weight(found: list[KronFactors], index: Tensor, has_bias: bool) -> KronFactors:
+    """The factors over these coordinates, which may be new ones."""
+    for factors in found:
+        if factors.index.shape == index.shape and torch.equal(factors.index, index):
+            return factors
+    out, fan_in = (torch.zeros(n, n, dtype=torch.float64, device=index.device) for n in index.shape)
+    found.append(KronFactors(index, fan_in, out, 0, has_bias))
+    return found[-1]
 
 
-def _by_weight(products: list[Product]) -> dict[bytes, Product]:
+def _by_weight(products: list[Product]) -> list[Product]:
     """A weight that is used again (a recurrent one) is at further positions."""
-    found: dict[bytes, list[Product]] = {}
+    groups: list[list[Product]] = []
     for product in products:
-        found.setdefault(_key(product.index), []).append(product)
-    return {key: uses[0] if len(uses) == 1 else _joined(uses) for key, uses in found.items()}
+        same = (g for g in groups if g[0].index.shape == product.index.shape and torch.equal(g[0].index, product.index))
+        group = next(same, None)
+        if group is None:
+            groups.append([product])
+        else:
+            group.append(product)
+    return [group[0] if len(group) == 1 else _joined(group) for group in groups]
 
 
 def _joined(uses: list[Product]) -> Product:
     inputs = torch.cat([use.inputs for use in uses], 1)
     gradients = torch.cat([use.gradients.transpose(0, 1) for use in uses], 2).transpose(0, 1)
     return replace(uses[0], inputs=inputs, gradients=gradients)
-
-
-def _empty(product: Product) -> KronFactors:
-    out, fan_in = product.index.shape
-    inputs = product.inputs.new_zeros(fan_in, fan_in, dtype=torch.float64)
-    gradients = product.inputs.new_zeros(out, out, dtype=torch.float64)
-    return KronFactors(product.index, inputs, gradients, 0, product.has_bias)
 
 
 def _add_gram(total: Tensor, rows: Tensor, dtype: torch.dtype | None) -> None:
@@ -163,15 +164,14 @@ def _add_gram(total: Tensor, rows: Tensor, dtype: torch.dtype | None) -> None:
         total += part.mT @ part
 
 
-def _refuse_overlap(found: dict[bytes, KronFactors], dense_index: Tensor, point: Point, program: Program) -> None:
-    together = torch.cat([dense_index, *(factors.index.reshape(-1) for factors in found.values())])
-    values, counts = together.unique(return_counts=True)
-    if len(values) == len(together) == len(point.index):
+def _refuse_overlap(found: list[KronFactors], dense_index: Tensor, point: Point, program: Program) -> None:
+    together = torch.cat([dense_index, *(factors.index.reshape(-1) for factors in found)])
+    counts = torch.bincount(together, minlength=len(point.index))
+    if bool((counts == 1).all()):
         return
-    if len(values) == len(together):
-        missing = set(range(len(point.index))) - set(values.tolist())
-        where, what = point.index[torch.tensor(sorted(missing))], "do not reach the observed sites"
+    if bool((counts > 1).any()):
+        where, what = point.index[counts > 1], "share a part of a weight"
     else:
-        where, what = point.index[values[counts > 1]], "share a part of a weight"
+        where, what = point.index[counts == 0], "do not reach the observed sites"
     names = [n for n, s in program.layout.items() if bool(((where >= s.start) & (where < s.stop)).any())]
     raise UnsupportedProgram(f"structure='kron': products of sites {names} {what}: use structure='full' or 'diag'")

@@ -75,14 +75,13 @@ def _rows_scale(
     uses: list[Use], scales: list[Scale], plain: _ByOutput, mixed: _ByOutput, u: Tensor, tolerance: float
 ) -> bool:
     """Whether ``h_n = u_n g_n``."""
-    u = u.reshape(1, -1, 1)
     for scale in scales:
         g, h = (scale.rows(each[id(scale.output)].unsqueeze(0)) for each in (plain, mixed))  # 1 n d
-        if not _close(h, g * u, tolerance):
+        if not _close(h, g * u.reshape(1, -1, 1), tolerance):
             return False
-    for use in uses:
+    for use in uses:  # a bias too: its data may have been taken for another axis
         g, h = (use.positions(each[id(use.output)].unsqueeze(0)) for each in (plain, mixed))  # 1 n t o
-        if not _close(h, g * u.unsqueeze(-1), tolerance):
+        if not _close(h, g * u.reshape(1, -1, 1, 1), tolerance):
             return False
     return True
 
