@@ -14,7 +14,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.backends import cuda as attention
 
 __all__ = ["mask_of", "name_apart", "site_is_deterministic", "site_is_factor", "site_is_subsample", "undisturbed"]
 
@@ -98,6 +98,30 @@ class RandomState:
         return same_numpy and self._state["random"] == now._state["random"]
 
 
+_KERNELS = (
+    (attention.flash_sdp_enabled, attention.enable_flash_sdp),
+    (attention.mem_efficient_sdp_enabled, attention.enable_mem_efficient_sdp),
+    (attention.cudnn_sdp_enabled, attention.enable_cudnn_sdp),
+)
+"""Attention by fused kernels, on any device: whether it is enabled, and what enables it."""
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention by the one kernel that can be differentiated forwards and twice (as `sdpa_kernel` does)."""
+    enabled = [is_enabled() for is_enabled, _ in _KERNELS]
+    math = attention.math_sdp_enabled()
+    try:
+        attention.enable_math_sdp(True)
+        for _, enable in _KERNELS:
+            enable(False)
+        yield
+    finally:
+        attention.enable_math_sdp(math)
+        for (_, enable), before in zip(_KERNELS, enabled, strict=True):
+            enable(before)
+
+
 _depth = 0
 
 
@@ -122,7 +146,7 @@ def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
     state = RandomState() if rng else None
     _depth += 1
     try:
-        with pyro.validation_enabled(False), sdpa_kernel(SDPBackend.MATH):
+        with pyro.validation_enabled(False), plain_attention():
             yield state
     finally:
         _depth -= 1

@@ -33,6 +33,7 @@ class _Forms:
     def __init__(self, block: Block, index: Tensor) -> None:
         root = block.push(torch.eye(block.size, dtype=torch.float64, device=index.device))[index.reshape(-1)]
         self.root = torch.where(index.reshape(-1, 1) < 0, 0.0, root).unflatten(0, index.shape)  # o i p
+        self._cast: dict[torch.dtype, Tensor] = {}
 
     @cached_property
     def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,7 +65,10 @@ class _Forms:
     def variance(self, gradients: Tensor, inputs: Tensor) -> Tensor:
         """Its diagonal [n, k]; outputs that are the product's own need a root of each Sigma[o,o] alone."""
         if _alike(gradients) and torch.equal(gradients[0], torch.eye(gradients.shape[1]).to(gradients)):
-            return (inputs @ self.roots.to(inputs)).unflatten(1, (gradients.shape[-1], -1)).square().sum(-1)
+            if inputs.dtype not in self._cast:
+                self._cast[inputs.dtype] = self.roots.to(inputs)
+            scaled = (inputs @ self._cast[inputs.dtype]).unflatten(1, (gradients.shape[-1], -1))
+            return torch.linalg.vector_norm(scaled, dim=-1).square()
         return self.covariance(gradients, inputs).diagonal(dim1=-2, dim2=-1)
 
 
@@ -230,7 +234,7 @@ class Functional:
         """Each block's share; found once, as long as the products have the same coordinates."""
         known, shares = self._known
         indices = [product.index for product in products]
-        if len(known) != len(indices) or not all(map(torch.equal, known, indices)):
+        if len(known) != len(indices) or not all(map(_same, known, indices)):
             shares = list(self._found(products))
             self._known = indices, shares
         return shares
@@ -254,6 +258,10 @@ class Functional:
                     yield from (_Share(block, [part], part.basis, distinct) for part in parts)
                 else:
                     yield _Share(block, parts, None, distinct)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or torch.equal(one, other)
 
 
 def _joined(pieces: list[list[Product]]) -> list[Product]:

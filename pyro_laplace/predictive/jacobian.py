@@ -6,7 +6,7 @@ had in another way is a product whose input is one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.root import Root, SiteRoot
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.likelihood import Likelihood, require_likelihood
+from pyro_laplace.predictive.last_layer import LastLayer, last_layer, layer_index, unnormalised
 from pyro_laplace.program import Chunk, Program, Site
 
 CLASSES = (
@@ -110,18 +111,43 @@ class Linearizer:
     """
 
     def __init__(self, model: Callable[..., Any], guide: AutoLaplace, differentiable: bool) -> None:
-        self.program = Program(_as_written(model), guide.latents, guide.observed, start=guide.theta)
+        self.program = Program(model, guide.latents, guide.observed, start=guide.theta)
         self.point = Point(guide.theta, guide.index)
         self.differentiable = differentiable
-        self._kept: dict[str, Tensor] = {}
-        self._checked = False
+        self._watched = replace(self.program, model=_as_written(model))
+        self._kept: dict[_Structure, Tensor] = {}
+        self._checked: set[_Structure] = set()
+        self._layouts: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
+        self._direct = False
 
     def at(self, chunk: Chunk) -> dict[str, Linearized]:
         """The observed sites at given inputs."""
         if self.differentiable:
             return {name: self._dense(site, chunk) for name, site in self._sites(chunk).items()}
+        if self._direct and (sites := self._by_layer(self._run(chunk), chunk)) is not None:
+            return sites
         run = CapturedRun.make(self.program, self._whole, chunk)
-        return {name: self._captured(run, site, chunk) for name, site in run.run.observed.items()}
+        sites = self._by_layer(run, chunk)
+        self._direct = sites is not None  # the next run need not be watched
+        return sites or {name: self._captured(run, site, chunk) for name, site in run.run.observed.items()}
+
+    def _run(self, chunk: Chunk) -> CapturedRun:
+        """A run with the graph of what it computed, that nothing watches."""
+        theta, layout, latents = self.point.theta, self.program.layout, self.program.latents
+        leaves = {name: theta[layout[name]].clone().requires_grad_() for name in self._touched}
+        with torch.enable_grad():
+            values = self._held | {name: latents[name].constrain(leaf) for name, leaf in leaves.items()}
+            return CapturedRun(self.program, self._whole, chunk, self.program.run_at(values, chunk), leaves)
+
+    @cached_property
+    def _held(self) -> dict[str, Tensor]:
+        """Values of the sites that are not random."""
+        held = {name: latent for name, latent in self.program.latents.items() if name not in self._touched}
+        return {name: latent.constrain(self.point.theta[latent.slice]) for name, latent in held.items()}
+
+    @cached_property
+    def _touched(self) -> tuple[str, ...]:
+        return self.point.touched(self.program)
 
     @cached_property
     def _whole(self) -> Point:
@@ -134,23 +160,56 @@ class Linearizer:
         return torch.nn.functional.pad(self.point.positions()[self._whole.index], (0, 1), value=-1)
 
     def _sites(self, chunk: Chunk) -> dict[str, Site]:
-        return self.program.run(self.point.theta, chunk).observed
+        return self._watched.run(self.point.theta, chunk).observed
+
+    def _by_layer(self, run: CapturedRun, chunk: Chunk) -> dict[str, Linearized] | None:
+        """The sites, where the logits of each are the output of a layer of random sites; None otherwise."""
+        found = {}
+        for name, site in run.run.observed.items():
+            with torch.enable_grad():
+                likelihood = require_likelihood(name, site.fn)
+                classes = isinstance(likelihood.base, CLASSES)
+                written = unnormalised(likelihood.base.logits) if classes else None
+            if written is None or site.fn.batch_shape != written[0].shape[:-1]:
+                return None
+            layer = last_layer(written[0], run.leaves)
+            if layer is None:
+                return None
+            found[name] = self._of_layer(site, likelihood, written[0], layer, chunk)
+        return found
+
+    def _of_layer(self, site: Site, likelihood: Likelihood, eta: Tensor, layer: LastLayer, chunk: Chunk) -> Linearized:
+        key = site.name, layer.layout, eta.shape[-1], eta.dtype
+        if key not in self._layouts:
+            index = self.point.positions()[layer_index(layer, eta.shape[-1], self.program.layout)]
+            whole = len(self._whole.index) == len(self.point.index)
+            kept = torch.arange(eta.shape[-1]) if whole else self._moved_outputs(site.name, eta.shape[-1], chunk)
+            basis = torch.eye(eta.shape[-1]).to(eta)[kept.to(eta.device)]  # k o
+            self._layouts[key] = index, kept.to(eta.device), basis.detach()
+        index, kept, basis = self._layouts[key]
+        inputs = layer.inputs if layer.bias is None else torch.nn.functional.pad(layer.inputs, (0, 1), value=1.0)
+        gradients = basis.unsqueeze(1).expand(len(inputs), -1, -1, -1)  # n k 1 o
+        product = Product(index, inputs.unsqueeze(1), gradients, layer.bias is not None)
+        return Linearized(site.fn, likelihood, eta.detach(), kept, lambda: iter([[product]]))
 
     def _captured(self, run: CapturedRun, site: Site, chunk: Chunk) -> Linearized:
         with torch.enable_grad():
             likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
-        if site.name not in self._kept and len(self._whole.index) == len(self.point.index):
-            self._kept |= {site.name: moving} if (moving := _moving(run, likelihood, eta)) is not None else {}
-        kept = self._kept_outputs(site.name, eta, chunk)
         if not site.fn.batch_shape or not eta.requires_grad:
-            return self._dense(site, chunk)
+            return self._dense(self._sites(chunk)[site.name], chunk)
+        structure = site.name, eta.shape[-1], _operations(eta)
+        if structure not in self._kept:
+            moving = _moving(run, likelihood, eta) if len(self._whole.index) == len(self.point.index) else None
+            self._kept[structure] = self._moved_outputs(site.name, eta.shape[-1], chunk) if moving is None else moving
+        kept = self._kept[structure]
         columns = torch.eye(eta.shape[-1], dtype=torch.float64, device=eta.device)[:, kept]
         vectors = columns.expand(*eta.shape[:-1], *columns.shape)
         root = SiteRoot(lambda other: eta if other is site else predictor(other), vectors)
-        factored = factor(run, Root(self.program, chunk, {site.name: root}), self._whole, check=not self._checked)
-        self._checked = factored is not None
+        check = structure not in self._checked
+        factored = factor(run, Root(self.program, chunk, {site.name: root}), self._whole, check=check)
         if factored is None:
-            return self._dense(site, chunk)
+            return self._dense(self._sites(chunk)[site.name], chunk)
+        self._checked.add(structure)
         with torch.enable_grad():
             outputs = eta[..., kept].reshape(len(eta), -1) if len(kept) < eta.shape[-1] else eta.flatten(1)
         products = list(_products(factored, site.name, eta, outputs, self._free))
@@ -159,12 +218,12 @@ class Linearizer:
     def _dense(self, site: Site, chunk: Chunk) -> Linearized:
         """By reverse mode, row by row: differentiable, and whatever the program does."""
         likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
-        kept = self._kept_outputs(site.name, eta, chunk)
+        kept = self._moved_outputs(site.name, eta.shape[-1], chunk)
         count = site.fn.batch_shape[0] if site.fn.batch_shape else 1
 
         def outputs(part: Tensor) -> Tensor:
-            observed = self.program.run(self.point.theta.index_copy(0, self.point.index, part), chunk).observed
-            return predictor(observed[site.name])[..., kept].reshape(count, -1)
+            theta = self.point.theta.index_copy(0, self.point.index, part)
+            return predictor(self._at(theta, site.name, chunk))[..., kept].reshape(count, -1)
 
         def pieces() -> Iterator[list[Product]]:
             value, pull = torch.func.vjp(outputs, self.point.part)[:2]
@@ -177,18 +236,36 @@ class Linearizer:
 
         return Linearized(site.fn, likelihood, eta if self.differentiable else eta.detach(), kept, pieces)
 
-    def _kept_outputs(self, name: str, eta: Tensor, chunk: Chunk) -> Tensor:
-        """The outputs of a site that depend on random sites, found out once: a tangent of NaN reaches these."""
-        if name not in self._kept:
-            tangent = torch.zeros_like(self.point.theta).index_fill(0, self.point.index, torch.nan)
-            with torch.no_grad():
-                reached = push_forward(lambda at: predictor(self._at(at, name, chunk)), self.point.theta, tangent)[1]
-            varies = reached.isnan().reshape(-1, eta.shape[-1]).any(0)
-            self._kept[name] = (varies if bool(varies.any()) else ~varies).nonzero()[:, 0]
-        return self._kept[name]
+    def _moved_outputs(self, name: str, outputs: int, chunk: Chunk) -> Tensor:
+        """The outputs of a site that depend on random sites: a tangent of NaN reaches these."""
+        tangent = torch.zeros_like(self.point.theta).index_fill(0, self.point.index, torch.nan)
+        with torch.no_grad():
+            reached = push_forward(lambda at: predictor(self._at(at, name, chunk)), self.point.theta, tangent)[1]
+        varies = reached.isnan().reshape(-1, outputs).any(0)
+        return (varies if bool(varies.any()) else ~varies).nonzero()[:, 0]
 
     def _at(self, theta: Tensor, name: str, chunk: Chunk) -> Site:
-        return self.program.run(theta, chunk).observed[name]
+        return self._watched.run(theta, chunk).observed[name]
+
+
+_Structure = tuple[str, int, tuple[Any, ...]]
+"""A site, its number of outputs, and the operations that they come from."""
+
+
+def _operations(tensor: Tensor) -> tuple[Any, ...]:
+    """The graph of a tensor, as names of operations in the order of a walk, and numbers of those met again."""
+    numbers: dict[Any, int] = {}
+    found: list[Any] = []
+    pending: list[Any] = [tensor.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in numbers:
+            found.append(numbers.get(node))
+            continue
+        numbers[node] = len(numbers)
+        found.append(node.name())
+        pending += [each for each, _ in node.next_functions]
+    return tuple(found)
 
 
 def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, free: Tensor) -> Iterator[Product]:
@@ -275,9 +352,10 @@ def predictor(site: Site) -> Tensor:
     if not isinstance(likelihood.base, CLASSES):
         return eta
     written = getattr(likelihood.base.logits, _WRITTEN, None)
-    if written is None or bool(written.detach().logsumexp(-1).abs().max() < 1e-4):
+    found = unnormalised(likelihood.base.logits) if written is None else (written, written.detach().logsumexp(-1))
+    if found is None or bool(found[1].abs().max() < 1e-4):
         return eta - eta.mean(-1, keepdim=True)
-    return _expanded(written, eta)
+    return _expanded(found[0], eta)
 
 
 def _expanded(written: Tensor, like: Tensor) -> Tensor:
@@ -289,7 +367,7 @@ _WRITTEN = "_pyro_laplace_written"
 
 
 class _WrittenLogits(TorchFunctionMode):
-    """Remembers the logits that `Categorical` was given, on the normalised ones that it keeps.
+    """Remembers the logits that `Categorical` was given, on the normalised ones that it keeps, where no graph does.
 
     A softmax does not see the constant between them, but the probit approximation and the Laplace bridge do: the
     approximated predictive is then that of the predictor that the program computes, whoever normalises it.
