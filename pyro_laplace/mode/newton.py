@@ -10,7 +10,8 @@ from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.objective import Objective
 
 _STEPS = 500
-_MAX_DAMPING = 1e12
+_MAX_DAMPING = 1e40
+"""A search that has run far out along a bounded site needs much to come back: curvature there is all but zero."""
 
 _ROUGH_AFTER = 50
 """Steps after which a decrement of 0.01 sqrt(params) is good enough: quadratic convergence has failed to set in."""

@@ -12,6 +12,9 @@ from pyro_laplace._errors import InvalidOption
 
 _DRAWS = 15
 
+_FAR = 20.0
+"""Unconstrained coordinates beyond which a bounded or positive site does not start: exp(20) is 5e8."""
+
 
 def init_to_start(site: Mapping[str, Any]) -> Tensor:
     """The site's own start; else the elementwise median of a few prior draws in unconstrained space, or its origin.
@@ -62,7 +65,20 @@ def _central(fn: Any) -> Tensor:
         median = draws.median(dim=0).values
     except NotImplementedError:
         median = _origin(fn, transform)
-    return transform(torch.nan_to_num(median, nan=0.0, posinf=0.0, neginf=0.0))
+    median = torch.nan_to_num(median, nan=0.0, posinf=0.0, neginf=0.0)
+    if bool((median.abs() > _FAR).any()) and not torch.equal(transform(median), median):
+        median = torch.where(median.abs() > _FAR, _of_mean(fn, transform), median)
+    return transform(median)
+
+
+def _of_mean(fn: Any, transform: Any) -> Tensor:
+    """The prior mean in unconstrained space, or 0: draws of a Gamma(1e-4, 1e-4) are zero in floating point."""
+    origin = _origin(fn, transform)
+    try:
+        mean = transform.inv(fn.mean)
+    except NotImplementedError:
+        return origin
+    return torch.where(mean.isfinite(), mean, origin.to(mean))
 
 
 def _origin(fn: Any, transform: Any) -> Tensor:
