@@ -25,10 +25,12 @@ def site_is_deterministic(msg: Any) -> bool:
     """Whether a sample message comes from `pyro.deterministic`, or says as much, as those of `poutine.reparam` do."""
     if msg["infer"] and msg["infer"].get("_deterministic"):
         return True
+    if not msg["is_observed"]:
+        return False
     fn = msg["fn"]
     while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
         fn = fn.base_dist
-    return bool(msg["is_observed"]) and isinstance(fn, dist.Delta) and msg["value"] is fn.v
+    return isinstance(fn, dist.Delta) and msg["value"] is fn.v
 
 
 def scale_and_mask(per_datum: torch.Tensor, scale: Any, mask: Any) -> torch.Tensor:

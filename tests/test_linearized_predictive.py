@@ -1,4 +1,7 @@
-"""`LinearizedPredictive` against closed forms, brute force, Monte Carlo in function space, and laplace-torch."""
+"""`LinearizedPredictive` against closed forms, brute force, and Monte Carlo in function space.
+
+Its equality with laplace-torch is in `test_peers`.
+"""
 
 import copy
 
@@ -254,6 +257,87 @@ def test_convolutions_and_batch_statistics():
             assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+class Recurrent(PyroModule):
+    """A recurrent cell over [n, time, 2] and a linear layer on its last state."""
+
+    def __init__(self, cell, random):
+        super().__init__()
+        self.cell, self.head = cell(2, 3, batch_first=True), nn.Linear(3, 2)
+        to_pyro_module_(self)
+        for module in [self.head] if random == "head" else [self.cell, self.head]:
+            for name, value in list(module.named_parameters()):
+                setattr(module, name, PyroSample(normal(*value.shape)))
+
+    def forward(self, x, y=None):
+        f = self.head(self.cell(x)[0][:, -1])
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(f, NOISE).to_event(1), obs=y)
+
+
+def lstm(gates_in, gates_hidden, h, c):
+    i, f, g, o = (gates_in + gates_hidden).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def gru(gates_in, gates_hidden, h, c):
+    (r, z, n), (r_h, z_h, n_h) = gates_in.chunk(3, -1), gates_hidden.chunk(3, -1)
+    r, z = (r + r_h).sigmoid(), (z + z_h).sigmoid()
+    return (1 - z) * (n + r * n_h).tanh() + z * h, c
+
+
+@pytest.mark.parametrize("random", ["head", "all"])
+@pytest.mark.parametrize(("cell", "step"), [(nn.LSTM, lstm), (nn.GRU, gru)], ids=["lstm", "gru"])
+def test_recurrent_networks(cell, step, random, structure):
+    """Against dense Jacobians of the recurrence as its definition has it, with a part of the weights fixed or none."""
+    torch.manual_seed(0)
+    model = Recurrent(cell, random)
+    x, y, test = torch.randn(12, 4, 2), torch.randn(12, 2), torch.randn(5, 4, 2)
+    fixed = {name: value.detach() for name, value in model.named_parameters()}
+    shapes = {f"cell.{n}": p.shape for n, p in cell(2, 3).named_parameters()} if random == "all" else {}
+    shapes |= {"head.weight": (2, 3), "head.bias": (2,)}
+    values = {name: 0.7 * torch.randn(shape) for name, shape in shapes.items()}
+    options = {"structure": structure, "polish": False, "on_not_a_mode": "ignore"}
+    guide = pl.fit_laplace(model, (x, y), values, **options)
+
+    def outputs(theta, x):
+        parts = theta.split([value.numel() for value in values.values()])
+        w = fixed | {name: part.reshape(values[name].shape) for name, part in zip(values, parts, strict=True)}
+        h = c = x.new_zeros(len(x), 3)
+        for at in x.unbind(1):
+            gates_in = at @ w["cell.weight_ih_l0"].T + w["cell.bias_ih_l0"]
+            h, c = step(gates_in, h @ w["cell.weight_hh_l0"].T + w["cell.bias_hh_l0"], h, c)
+        return h @ w["head.weight"].T + w["head.bias"]
+
+    assert list(guide.latents) == list(values)
+    rows = torch.func.jacrev(outputs)(guide.theta, x).flatten(0, 1)
+    prec = guide.precision.to_dense()
+    if structure == "full":
+        torch.testing.assert_close(prec, rows.T @ rows / NOISE**2 + torch.eye(len(prec)), rtol=1e-6, atol=1e-8)
+    rows, sigma = torch.func.jacrev(outputs)(guide.theta, test), torch.linalg.inv(prec)
+    predictive = pl.LinearizedPredictive(model, guide)
+    mean, covariance = predictive.latent(test)["y"]
+    torch.testing.assert_close(mean, outputs(guide.theta, test), rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(covariance, rows @ sigma @ rows.mT, rtol=1e-6, atol=1e-10)
+    flat = rows.flatten(0, 1)
+    joint = predictive.latent(test, joint=True)["y"][1]
+    torch.testing.assert_close(joint, flat @ sigma @ flat.T, rtol=1e-6, atol=1e-10)
+
+
+def test_an_output_behind_a_unit_that_was_off_is_no_known_one():
+    def model(x, y=None):
+        a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(x * a, (torch.relu(x * b) - 1).exp()), obs=y)
+
+    x, ones = torch.linspace(-1, 2, 12), {"a": torch.tensor(1.0), "b": torch.tensor(1.0)}
+    guide = pl.fit_laplace(model, (x, x), ones, polish=False, on_not_a_mode="ignore")
+    predictive = pl.LinearizedPredictive(model, guide)
+    on = torch.linspace(0.5, 2, 4)
+    assert predictive.latent(-on)["y"][0].shape == (4, 2)
+    torch.testing.assert_close(predictive(on)["y"].variance, pl.LinearizedPredictive(model, guide)(on)["y"].variance)
+
+
 # --- distributions of y ----------------------------------------------------------------------------
 
 
@@ -383,7 +467,7 @@ def test_entropies_decompose(name):
     assert (parts.epistemic >= 0).all()
 
 
-# --- laplace-torch -------------------------------------------------------------------------------
+# --- gradients, and what must not change -------------------------------------------------------------
 
 
 def problem(classification, bias=True):
@@ -410,47 +494,6 @@ def problem(classification, bias=True):
                 return pyro.sample("y", fn, obs=y)
 
     return net, Model(), x, y
-
-
-@pytest.mark.parametrize("subset", ["all", "last_layer"])
-@pytest.mark.parametrize("structure", ["full", "kron", "diag"])
-@pytest.mark.parametrize("classification", [True, False], ids=["classes", "numbers"])
-def test_equal_to_laplace_torch(classification, structure, subset):
-    laplace = pytest.importorskip("laplace")
-    from torch.utils.data import DataLoader, TensorDataset
-
-    net, model, x, y = problem(classification, bias=structure != "kron")
-    kind = "classification" if classification else "regression"
-    noise = {} if classification else {"sigma_noise": NOISE}
-    peer = laplace.Laplace(
-        copy.deepcopy(net),
-        kind,
-        subset_of_weights=subset,
-        hessian_structure=structure,
-        prior_precision=0.8**-2,
-        **noise,
-    )
-    peer.fit(DataLoader(TensorDataset(x, y), batch_size=40))
-    values = {f"net.{name}": value.detach() for name, value in net.named_parameters()}
-    guide = pl.fit_laplace(
-        model, (x, y), values, structure=structure, subset=subset, polish=False, on_not_a_mode="ignore"
-    )
-    test = torch.randn(5, 4)
-    predictive = pl.LinearizedPredictive(model, guide)
-    mean, covariance = predictive.latent(test)["y"]
-    f, f_var = peer._glm_predictive_distribution(test)
-    torch.testing.assert_close(mean, f, **CLOSE)
-    torch.testing.assert_close(covariance, f_var, rtol=1e-8, atol=1e-8)
-    joint = predictive.latent(test, joint=True)["y"]
-    f, f_cov = peer._glm_predictive_distribution(test, joint=True)
-    torch.testing.assert_close(joint[0], f, **CLOSE)
-    torch.testing.assert_close(joint[1], f_cov, rtol=1e-8, atol=1e-8)
-    for link in ("probit", "bridge", "bridge_norm") if classification else ():
-        probs = pl.LinearizedPredictive(model, guide, link=link)(test)["y"].probs
-        torch.testing.assert_close(probs, peer(test, link_approx=link), rtol=1e-8, atol=1e-8)
-
-
-# --- gradients, and what must not change -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["vector", "bernoulli", "categorical", "heteroscedastic"])

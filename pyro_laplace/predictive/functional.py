@@ -33,7 +33,7 @@ class _Forms:
     def __init__(self, block: Block, index: Tensor) -> None:
         root = block.push(torch.eye(block.size, dtype=torch.float64, device=index.device))[index.reshape(-1)]
         self.root = torch.where(index.reshape(-1, 1) < 0, 0.0, root).unflatten(0, index.shape)  # o i p
-        self._cast: dict[torch.dtype, Tensor] = {}
+        self._cast: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,13 +46,13 @@ class _Forms:
 
     @cached_property
     def roots(self) -> Tensor:
-        """A root of each Sigma[o,o], beside one another [i, o j]."""
+        """A root of each Sigma[o,o], transposed, under one another [o j, i]."""
         sigma = self.root @ self.root.mT
         roots, info = torch.linalg.cholesky_ex(sigma)
         if bool(info.any()):  # coordinates that are not in the block have no variance
             values, vectors = torch.linalg.eigh(sigma)
             roots = vectors * values.clamp(min=0).sqrt().unsqueeze(1)
-        return roots.movedim(0, 1).flatten(1)
+        return roots.mT.flatten(0, 1)
 
     def covariance(self, gradients: Tensor, inputs: Tensor) -> Tensor:
         """[n, k, k] of g [n, k, o] and a [n, i]."""
@@ -64,11 +64,11 @@ class _Forms:
 
     def variance(self, gradients: Tensor, inputs: Tensor) -> Tensor:
         """Its diagonal [n, k]; outputs that are the product's own need a root of each Sigma[o,o] alone."""
-        if _alike(gradients) and torch.equal(gradients[0], torch.eye(gradients.shape[1]).to(gradients)):
-            if inputs.dtype not in self._cast:
-                self._cast[inputs.dtype] = self.roots.to(inputs)
-            scaled = (inputs @ self._cast[inputs.dtype]).unflatten(1, (gradients.shape[-1], -1))
-            return torch.linalg.vector_norm(scaled, dim=-1).square()
+        if inputs.dtype not in self._cast:
+            self._cast[inputs.dtype] = self.roots.to(inputs), torch.eye(len(self.root)).to(inputs)
+        roots, eye = self._cast[inputs.dtype]
+        if _alike(gradients) and torch.equal(gradients[0], eye):
+            return (roots @ inputs.mT).unflatten(0, (len(eye), -1)).square_().sum(1).mT  # data last: they add up fast
         return self.covariance(gradients, inputs).diagonal(dim1=-2, dim2=-1)
 
 

@@ -6,13 +6,13 @@ had in another way is a product whose input is one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pyro_laplace._autodiff import push_forward
 from pyro_laplace.curvature.captured_run import CapturedRun
@@ -22,15 +22,9 @@ from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.root import Root, SiteRoot
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.likelihood import Likelihood, require_likelihood
-from pyro_laplace.predictive.last_layer import LastLayer, last_layer, layer_index, unnormalised
+from pyro_laplace.predictive.last_layer import LastLayer, last_layer, layer_index
+from pyro_laplace.predictive.written_logits import CLASSES, as_written, predictor, unnormalised
 from pyro_laplace.program import Chunk, Program, Site
-
-CLASSES = (
-    torch.distributions.Categorical,
-    torch.distributions.OneHotCategorical,
-    torch.distributions.Multinomial,
-)
-"""Distributions of classes, by logits."""
 
 ELEMENTS = 2**24
 """Elements that the rows of a Jacobian, or draws of a predictor, may have at a time."""
@@ -114,7 +108,7 @@ class Linearizer:
         self.program = Program(model, guide.latents, guide.observed, start=guide.theta)
         self.point = Point(guide.theta, guide.index)
         self.differentiable = differentiable
-        self._watched = replace(self.program, model=_as_written(model))
+        self._watched = replace(self.program, model=as_written(model))
         self._kept: dict[_Structure, Tensor] = {}
         self._checked: set[_Structure] = set()
         self._layouts: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
@@ -237,11 +231,17 @@ class Linearizer:
         return Linearized(site.fn, likelihood, eta if self.differentiable else eta.detach(), kept, pieces)
 
     def _moved_outputs(self, name: str, outputs: int, chunk: Chunk) -> Tensor:
-        """The outputs of a site that depend on random sites: a tangent of NaN reaches these."""
+        """The outputs of a site that depend on random sites: NaN reaches these, as a tangent or as a value."""
         tangent = torch.zeros_like(self.point.theta).index_fill(0, self.point.index, torch.nan)
+
+        def at(theta: Tensor) -> Tensor:
+            return predictor(self._at(theta, name, chunk))
+
         with torch.no_grad():
-            reached = push_forward(lambda at: predictor(self._at(at, name, chunk)), self.point.theta, tangent)[1]
-        varies = reached.isnan().reshape(-1, outputs).any(0)
+            varies = push_forward(at, self.point.theta, tangent)[1].isnan().reshape(-1, outputs).any(0)
+            if not bool(varies.all()):  # a unit that is off stops a tangent, and not a value
+                with suppress(RuntimeError, ValueError):  # of what takes no NaN for an argument
+                    varies = varies | at(self.point.theta + tangent).isnan().reshape(-1, outputs).any(0)
         return (varies if bool(varies.any()) else ~varies).nonzero()[:, 0]
 
     def _at(self, theta: Tensor, name: str, chunk: Chunk) -> Site:
@@ -336,63 +336,3 @@ def moved(products: list[Product], deviation: Tensor) -> Tensor:
         inner = torch.einsum("nti,soi->snto", product.inputs, padded[:, product.index])
         total = total + torch.einsum("nkto,snto->snk", product.gradients, inner)
     return total
-
-
-def predictor(site: Site) -> Tensor:
-    """The unconstrained parameters of a site's distribution; for classes, the logits as the program wrote them.
-
-    Where it wrote none, or normalised ones, they are centred: sums of normalised logits are all but certain, and the
-    Laplace bridge, which conditions on a sum of zero, does not survive that.
-
-    Returns:
-        eta `[*base batch, outputs]`.
-    """
-    likelihood = require_likelihood(site.name, site.fn)
-    eta = likelihood.link()
-    if not isinstance(likelihood.base, CLASSES):
-        return eta
-    written = getattr(likelihood.base.logits, _WRITTEN, None)
-    found = unnormalised(likelihood.base.logits) if written is None else (written, written.detach().logsumexp(-1))
-    if found is None or bool(found[1].abs().max() < 1e-4):
-        return eta - eta.mean(-1, keepdim=True)
-    return _expanded(found[0], eta)
-
-
-def _expanded(written: Tensor, like: Tensor) -> Tensor:
-    """Logits in the shape of others; the very tensor where that is theirs, which may be a product's output."""
-    return written if written.shape == like.shape else written.expand_as(like)
-
-
-_WRITTEN = "_pyro_laplace_written"
-
-
-class _WrittenLogits(TorchFunctionMode):
-    """Remembers the logits that `Categorical` was given, on the normalised ones that it keeps, where no graph does.
-
-    A softmax does not see the constant between them, but the probit approximation and the Laplace bridge do: the
-    approximated predictive is then that of the predictor that the program computes, whoever normalises it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function; mark ``x - logsumexp(x)``, and what is expanded from it."""
-        result = func(*args, **(kwargs or {}))
-        kind = getattr(func, "__name__", "")
-        if kind == "logsumexp":
-            self._sums[id(result)] = (result, args[0])
-        elif kind in ("sub", "__sub__") and len(args) == 2 and self._sums.get(id(args[1]), (None, None))[1] is args[0]:
-            setattr(result, _WRITTEN, args[0])
-        elif kind == "expand" and (written := getattr(args[0], _WRITTEN, None)) is not None:
-            setattr(result, _WRITTEN, _expanded(written, result))
-        return result
-
-
-def _as_written(model: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with _WrittenLogits():
-            return model(*args, **kwargs)
-
-    return run

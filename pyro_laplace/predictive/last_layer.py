@@ -119,26 +119,6 @@ def _reaches(node: Any, names: Mapping[int, str]) -> bool:
     return False
 
 
-def unnormalised(logits: Tensor) -> tuple[Tensor, Tensor] | None:
-    """X and ``logsumexp(x)`` of ``logits = x - logsumexp(x)``, if their graph says that they were computed so.
-
-    Args:
-        logits: of `Categorical`, which keeps them normalised; of a run under autograd.
-
-    Returns:
-        x and its sums, or None.
-    """
-    node: Any = logits.grad_fn
-    while node is not None and node.name() == "ExpandBackward0":
-        node = _before(node)
-    if node is None or node.name() != "SubBackward0" or node._saved_alpha != 1:
-        return None
-    first, (sums, _) = node.next_functions
-    if sums is None or sums.name() != "LogsumexpBackward0" or sums.next_functions[0] != first:
-        return None
-    return sums._saved_self, sums._saved_result
-
-
 def layer_index(layer: LastLayer, classes: int, places: Mapping[str, slice]) -> Tensor:
     """Coordinates in theta of the rows ``(W, b)`` [o, i], the bias last.
 

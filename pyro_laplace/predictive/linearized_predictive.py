@@ -16,11 +16,12 @@ from pyro_laplace.data import Batch
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.functional import Functional
-from pyro_laplace.predictive.jacobian import CLASSES, ELEMENTS, Linearized, Linearizer, elements_of_draw, moved
+from pyro_laplace.predictive.jacobian import ELEMENTS, Linearized, Linearizer, elements_of_draw, moved
 from pyro_laplace.predictive.linearized import LinearizedProgram
 from pyro_laplace.predictive.links import LINKS, FunctionMixture, laplace_bridge, probit
 from pyro_laplace.predictive.mixture import MixturePredictive
 from pyro_laplace.predictive.modules_kept import modules_kept
+from pyro_laplace.predictive.written_logits import CLASSES
 from pyro_laplace.program import Chunk
 
 _ONE_LOGIT = (torch.distributions.Bernoulli, torch.distributions.Binomial)

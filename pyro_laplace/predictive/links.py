@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import ExpandedDistribution, MaskedDistribution, TorchDistribution
 from torch import Tensor
 
 LINKS = ("probit", "bridge", "bridge_norm", "sample")
@@ -49,14 +49,18 @@ def laplace_bridge(mean: Tensor, covariance: Tensor, normalised: bool = False) -
     fixed = total <= torch.finfo(mean.dtype).eps ** 0.75 * v.sum(-1, keepdim=True)  # a sum that is known is moved
     scaled = torch.where(fixed, 0.0, rows / total)
     f = mean - torch.where(fixed, 1 / classes, scaled) * mean.sum(-1, keepdim=True)
+    eps = torch.finfo(mean.dtype).eps
+    size = covariance.abs().sum((-2, -1)).unsqueeze(-1)
+    rounding = torch.where(fixed, 0.0, 8 * classes * eps * size / total) * v
     v = v - scaled * rows
-    certain = ~(v > 0).all(-1, keepdim=True)
+    certain = ~(v > rounding).all(-1, keepdim=True)
     v = torch.where(certain, 1.0, v)
     if normalised:
         scale = v.mean(-1, keepdim=True) / (classes / 2) ** 0.5
         f, v = f / scale.sqrt(), v / scale
-    alpha = (1 - 2 / classes + f.exp() / classes**2 * (-f).exp().sum(-1, keepdim=True)) / v
-    return torch.where(certain, mean.softmax(-1), alpha / alpha.sum(-1, keepdim=True))
+    share = f + (-f).logsumexp(-1, keepdim=True) - 2 * math.log(classes)
+    log_alpha = torch.logaddexp(f.new_tensor(1 - 2 / classes).log(), share) - v.log()
+    return torch.where(certain, mean.softmax(-1), log_alpha.softmax(-1))
 
 
 class FunctionMixture(TorchDistribution):
@@ -75,6 +79,14 @@ class FunctionMixture(TorchDistribution):
         self.components = make(eta)
         batch_shape, event_shape = self.components.batch_shape[1:], self.components.event_shape
         super().__init__(batch_shape, event_shape, validate_args=False)
+
+    def __repr__(self) -> str:
+        base = self.components
+        while isinstance(base, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
+            base = base.base_dist
+        event = f", event_shape={list(self.event_shape)}" if self.event_shape else ""
+        kind = type(base).__name__
+        return f"FunctionMixture({kind}, batch_shape={list(self.batch_shape)}{event}, draws={len(self.eta)})"
 
     @property
     def support(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
