@@ -116,11 +116,24 @@ def jacobian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Rows:
     return torch.cat([block for _, block in column_blocks(fn, theta)]).T
 
 
+def _hessian_product(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Theta, Callable[[Tensor], Tensor]]:
+    """The gradient of a scalar fn, and the map v -> H v, reverse over reverse."""
+    try:
+        return _puller(torch.func.grad(fn), theta)
+    except RuntimeError as error:  # an autograd.Function in the old style, as Pyro's own `safe_log` is
+        if "setup_context" not in str(error):
+            raise
+    with torch.enable_grad():
+        leaf = theta.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(fn(leaf), leaf, create_graph=True)
+    return gradient.detach(), lambda v: torch.autograd.grad(gradient, leaf, v, retain_graph=True)[0]
+
+
 def hessian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Matrix:
     """The Hessian [params, params] of a scalar fn at theta, reverse over reverse."""
-    gradient, pull = _puller(torch.func.grad(fn), theta)
+    gradient, pull = _hessian_product(fn, theta)
     blocks = [
-        torch.func.vmap(pull)(_basis(start, stop, theta.numel(), gradient))
+        _each(pull, _basis(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     dense = torch.cat(blocks)
@@ -136,7 +149,7 @@ def hessian_diagonal(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Thet
     Returns:
         the diagonal [params], and whether everything beside it is zero.
     """
-    gradient, pull = _puller(torch.func.grad(fn), theta)
+    gradient, pull = _hessian_product(fn, theta)
     generator = torch.Generator().manual_seed(0)
     probes = (torch.rand(2, theta.numel(), generator=generator, dtype=torch.float64) + 0.5).to(gradient)
     first, second = (pull(probe) / probe for probe in probes)
@@ -144,7 +157,7 @@ def hessian_diagonal(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Thet
     if torch.allclose(first, second, rtol=close, atol=close * float(first.abs().max().nan_to_num())):
         return first, True
     diagonal = [
-        torch.func.vmap(lambda v: (pull(v) * v).sum())(_basis(start, stop, theta.numel(), gradient))
+        _each(lambda v: (pull(v) * v).sum(), _basis(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     return torch.cat(diagonal), False

@@ -97,6 +97,9 @@ MEASURED = {
     dist.OneTwoMatching: lambda s: dist.OneTwoMatching(s * torch.arange(8.0).reshape(4, 2) ** 0.5),
 }
 UNDRAWN = {
+    dist.DiscreteHMM: lambda s: dist.DiscreteHMM(
+        torch.zeros(2), torch.zeros(2, 2), dist.Normal(s * torch.arange(2.0), 1.0), duration=4
+    ),
     dist.GammaGaussianHMM: lambda s: dist.GammaGaussianHMM(
         dist.Gamma(s, tensor(1.0)), mvn(2), 0.5 * torch.eye(2), mvn(2), torch.ones(2, 1), mvn(1), duration=4
     ),
@@ -118,6 +121,7 @@ UNDRAWN = {
     dist.GaussianScaleMixture: lambda s: dist.GaussianScaleMixture(s.expand(2), torch.zeros(2), tensor([1.0, 2.0])),
 }
 DATA_OF_UNDRAWN = {
+    dist.DiscreteHMM: torch.ones(4),
     dist.GammaGaussianHMM: torch.ones(4, 1),
     dist.GaussianMRF: torch.ones(4, 1),
     dist.CoalescentTimesWithRate: tensor([-1.0, -0.5]),
@@ -238,6 +242,26 @@ def test_what_cannot_be_drawn_is_left_to_the_hessian(cls):
         assert not ggn_root(program, program.run(theta, chunk), chunk).sites
 
 
+def test_a_hidden_markov_model_has_the_hessian_of_the_forward_algorithm():
+    y = torch.cat([torch.randn(15) + 3, torch.randn(15) + 8])
+    transition = tensor([[0.9, 0.1], [0.2, 0.8]])
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(tensor([3.0, 8.0]), 1.0).to_event(1))
+        pyro.sample("y", dist.DiscreteHMM(torch.zeros(2), transition.log(), dist.Normal(mu, 1.0), len(y)), obs=y)
+
+    def log_joint(mu):
+        emission = torch.distributions.Normal(mu, 1.0).log_prob(y[:, None])
+        alpha = torch.zeros(2)  # Pyro moves before the first observation, from logits
+        for each in emission:
+            alpha = (alpha.unsqueeze(-1) + transition.log()).logsumexp(0) + each
+        return alpha.logsumexp(0) - 0.5 * (mu - tensor([3.0, 8.0])).square().sum()
+
+    guide = pl.fit_laplace(model, (y,), progress=False)
+    expected = -torch.autograd.functional.hessian(log_joint, guide.median()["mu"])
+    torch.testing.assert_close(guide.precision.to_dense(), expected, rtol=1e-8, atol=1e-8)
+
+
 def skewed(x, y):
     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
     with pyro.plate("data", len(x)):
@@ -287,11 +311,6 @@ def test_a_fit_takes_any_likelihood():
 # --- refused ----------------------------------------------------------------------------------------
 
 REFUSALS = {
-    "DiscreteHMM": (
-        lambda s: dist.DiscreteHMM(torch.zeros(2), torch.zeros(2, 2), dist.Normal(s * torch.arange(2.0), 1.0)),
-        torch.ones(4),
-        "cannot differentiate",
-    ),
     "Delta": (lambda s: dist.Delta(s), tensor(0.8), "point mass"),
     "Empirical": (lambda s: dist.Empirical(s.expand(2), torch.zeros(2)), tensor(0.8), "atoms are data"),
     "Uniform": (lambda s: dist.Uniform(s, s + 1.0), tensor(1.0), "support depends on the parameters"),

@@ -59,6 +59,7 @@ EXACT_HESSIAN: dict[type, str] = {
          dist.GroupedNormalNormal, dist.LogNormalNegativeBinomial),
         "it cannot be sampled",
     ),
+    dist.DiscreteHMM: "its density is differentiated by autograd alone, not by torch.func",
     dist.GaussianScaleMixture: "its density takes no batch of values",
     dist.SineBivariateVonMises: "several draws at once, as Pyro 1.9 makes them, do not have its density",
 }  # fmt: skip
@@ -76,7 +77,6 @@ REFUSED: dict[type, str] = {
     dist.Pareto: f"{_SUPPORT}, and log(y / scale) is Exponential(alpha)",
     torch.distributions.GeneralizedPareto: _SUPPORT,
     dist.Stable: "it has no density in Pyro; use StableWithLogProb",
-    dist.DiscreteHMM: "torch.func cannot differentiate Pyro's density; enumerate the states, or use GaussianHMM",
     dist.LinearHMM: "it has no density in Pyro; use poutine.reparam with LinearHMMReparam",
     dist.Unit: "it is a log density and no distribution of data; write it as pyro.factor",
 }
