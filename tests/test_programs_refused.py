@@ -10,6 +10,7 @@ import pytest
 import torch
 from programs import hierarchical, linear_data, normal, split
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer import config_enumerate
 from pyro.infer.reparam import LocScaleReparam
 
@@ -236,6 +237,31 @@ def test_the_remedy_of_a_collapse():
     model = poutine.reparam(eight_schools, config={"theta": LocScaleReparam(0.0)})
     guide = pl.fit_laplace(model, SCHOOLS, progress=False, on_not_a_mode="raise")
     assert float(guide.median()["tau"]) > 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_mode_beside_two_singularities(dtype):
+    """Growth curves with flat priors on both spreads, which are all but zero where a search first ends."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.tensor([-14.0, -7.0, 0.0, 7.0, 14.0], dtype=dtype)
+    z = torch.randn(7, 20, generator=generator, dtype=torch.float64).to(dtype)
+    y = 242 + 14 * z[0, :, None] + (6.2 + 0.8 * z[1, :, None]) * x + 4 * z[2:].T
+
+    def model(x, y):
+        a, b = (pyro.sample(name, dist.Normal(0.0, 100.0)) for name in "ab")
+        scales = [pyro.sample(f"scale_{name}", dist.ImproperUniform(constraints.positive, (), ())) for name in "aby"]
+        with pyro.plate("rats", len(y)):
+            intercept = pyro.sample("intercept", dist.Normal(a, scales[0]))
+            slope = pyro.sample("slope", dist.Normal(b, scales[1]))
+        pyro.sample("y", dist.Normal(intercept[:, None] + slope[:, None] * x, scales[2]).to_event(2), obs=y)
+
+    mode = pl.fit_laplace(model, (x, y), progress=False).median()
+    # at a mode the scale is the root mean square of what it spreads, up to the one scale that the Jacobian adds
+    for name, site in (("a", "intercept"), ("b", "slope")):
+        spread = (mode[site] - mode[name]).square().mean().sqrt()
+        assert 0.9 < float(mode[f"scale_{name}"] / spread) < 1.1
+    assert 8 < float(mode["scale_a"]) < 20
+    assert 0.4 < float(mode["scale_b"]) < 1.2
 
 
 def test_a_small_noise_is_no_collapse():

@@ -1,5 +1,6 @@
 """`fit_map`: the mode of the program by Pyro's AutoDelta."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -102,11 +103,12 @@ def _finish(program: Program, guide: AutoDelta, data: Data) -> None:
     start = program.start.to(theta)
     index = torch.arange(len(theta), device=theta.device)
     try:
+        if len(theta) <= SMALL:
+            objective = Objective(program, data, False, theta, index)
+            theta = objective.embed(minimise(objective))
+        refuse_collapse(Objective(program, data, False, start, index), theta.double())
         if len(theta) > SMALL:
-            refuse_collapse(Objective(program, data, False, start, index), theta.double())
             return
-        objective = Objective(program, data, False, theta, index)
-        theta = objective.embed(minimise(objective))
     except Collapse as collapse:
         theta = _from_wide_scales(Objective(program, data, False, start, index), collapse)
     for name, value in program.unpack(theta).items():
@@ -114,7 +116,7 @@ def _finish(program: Program, guide: AutoDelta, data: Data) -> None:
 
 
 def _from_wide_scales(objective: Objective, collapse: Collapse) -> Theta:
-    """Search again, first with the scale that collapsed held where it started, then with everything free.
+    """Search again, first with the scale that collapsed held where it started or wider, then with everything free.
 
     Where the data say enough about what the scale spreads, there is a mode beside the singularity at zero: what is
     spread finds its place before the scale may fall.
@@ -123,15 +125,27 @@ def _from_wide_scales(objective: Objective, collapse: Collapse) -> Theta:
         theta at that mode.
 
     Raises:
-        Collapse: the first one, if the scale falls to zero again.
+        Collapse: the first one, if the scale falls to zero again and again.
     """
-    program, search = objective.program, (minimise if len(objective.theta) <= SMALL else descend)
-    held = [objective.index[program.layout[name]] for name in collapse.latents]
-    rest = objective.index[~torch.isin(objective.index, torch.cat(held))]
-    try:
-        for index in (rest, objective.index):
-            moved = replace(objective, index=index)
-            objective = replace(objective, theta=moved.embed(search(moved)))
-    except Collapse:
-        raise collapse from None
-    return objective.theta
+    layout, small = objective.program.layout, len(objective.theta) <= SMALL
+    search, factors = (minimise, _WIDER) if small else (descend, _WIDER[:1])
+    latents = dict.fromkeys(collapse.latents)
+    for factor in factors:
+        held = torch.cat([objective.index[layout[name]] for name in latents])
+        rest = objective.index[~torch.isin(objective.index, held)]
+        theta = objective.theta.index_add(0, held, torch.full_like(objective.theta[held], math.log(factor)))
+        try:
+            for index in (rest, objective.index):
+                moved = replace(objective, theta=theta, index=index)
+                theta = moved.embed(search(moved))
+        except Collapse as again:
+            if factor > 1.0 and latents.keys() >= set(again.latents):
+                break
+            latents |= dict.fromkeys(again.latents)
+            continue
+        return theta
+    raise collapse
+
+
+_WIDER = (1.0, 10.0, 100.0)
+"""Factors by which a positive scale is wider than it started; the last is for one that collapses beside the first."""
