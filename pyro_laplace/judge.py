@@ -23,7 +23,7 @@ def judge(theta: Theta, log_joint: float, gradient: Tensor, precision: Precision
     Returns:
         the point judged.
     """
-    decrement = float((gradient @ precision.solve(gradient)).clamp(min=0).sqrt())
+    decrement = float(precision.push(gradient).norm())  # |R'^-1 g|, at half the price of a solve
     return Mode(theta, log_joint, gradient, decrement, moved)
 
 
