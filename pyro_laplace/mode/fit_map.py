@@ -106,6 +106,7 @@ def _finish(program: Program, guide: AutoDelta, data: Data) -> None:
         if len(theta) <= SMALL:
             objective = Objective(program, data, False, theta, index)
             theta = objective.embed(minimise(objective))
+        # from the very start: training may have left a scale so small that the search did not see it fall
         refuse_collapse(Objective(program, data, False, start, index), theta.double())
         if len(theta) > SMALL:
             return

@@ -67,7 +67,7 @@ def _central(fn: Any) -> Tensor:
         median = _origin(fn, transform)
     median = torch.nan_to_num(median, nan=0.0, posinf=0.0, neginf=0.0)
     if bool((median.abs() > _FAR).any()) and not torch.equal(transform(median), median):
-        median = torch.where(median.abs() > _FAR, _of_mean(fn, transform), median)
+        median = torch.where(median.abs() > _FAR, _of_mean(fn, transform).to(median), median)
     return transform(median)
 
 
