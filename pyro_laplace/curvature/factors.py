@@ -231,8 +231,17 @@ def _join(group: list[Use]) -> list[Layer]:
         (weight,), (bias,) = weights, biases
         if len(weight.index) == len(bias.index) and weight.inputs.shape[1] == bias.inputs.shape[1]:
             index = torch.cat([weight.index, bias.index], 1)
-            return [Layer(index, torch.cat([weight.inputs, bias.inputs], -1), weight, has_bias=True)]
+            return [Layer(index, _beside(weight.inputs, bias.inputs), weight, has_bias=True)]
     return [Layer(use.index, use.inputs, use, has_bias=False) for use in group]
+
+
+def _beside(left: Tensor, last: Tensor) -> Tensor:
+    """[left, last] along the last axis: a view where `last`, a single column, follows `left` in memory as it is."""
+    follows = last.storage_offset() == left.storage_offset() + left.shape[-1] and left.stride(-1) == 1
+    shared = last.untyped_storage().data_ptr() == left.untyped_storage().data_ptr()
+    if shared and follows and left.stride()[:-1] == last.stride()[:-1]:
+        return left.as_strided((*left.shape[:-1], left.shape[-1] + 1), left.stride(), left.storage_offset())
+    return torch.cat([left, last], -1)
 
 
 def _scaled(scales: list[Scale], index: Tensor, found: dict[int, Tensor], shape: tuple[int, int]) -> Tensor:

@@ -22,8 +22,14 @@ from pyro_laplace.curvature.restrict import factors_over
 from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.program import Program
 
-_ELEMENTS = 2**17
-"""Elements of rows whose products are summed in their own dtype, before the sums are added up in float64."""
+_ROWS = 1024
+"""Rows whose products are summed in their own dtype, before the sums are added up in float64."""
+
+_ELEMENTS = 2**18
+"""Elements of blocks that are multiplied at a time, and summed in their own dtype."""
+
+_COLUMNS = 128
+"""Columns of a block of the lower triangle, which is all of a symmetric product that is computed."""
 
 
 @dataclass(eq=False)
@@ -100,6 +106,9 @@ def kron_factors(
             if len(dense):
                 rows = torch.cat([factors.dense.flatten(0, 1), factors.dense_only]).double()
                 dense.addmm_(rows.mT, rows)
+    for factors in found:
+        _mirror(factors.inputs)
+        _mirror(factors.gradients)
     _refuse_overlap(found, dense_index, point, visit.program)
     return found, dense_index, dense
 
@@ -117,7 +126,10 @@ def _add_products(
             _add_gram(total.inputs, inputs.flatten(0, 1), dtype)
             total.count += inputs.shape[:2].numel()
             counted.append(total)
-        _add_gram(total.gradients, gradients.flatten(0, 2), dtype)
+        if gradients.shape[2] > 1 and gradients.mT.is_contiguous():  # a convolution's, channels before positions
+            _add_products_with_own(total.gradients, gradients.mT.flatten(0, 1), dtype)
+        else:
+            _add_gram(total.gradients, gradients.flatten(0, 2), dtype)
 
 
 def _add_direct(found: list[KronFactors], direct: Direct, dtype: torch.dtype | None) -> None:
@@ -158,10 +170,26 @@ def _joined(uses: list[Product]) -> Product:
 
 
 def _add_gram(total: Tensor, rows: Tensor, dtype: torch.dtype | None) -> None:
-    """Add ``rows' rows``; sums over data are in float64."""
-    for part in rows.split(max(512, _ELEMENTS // max(1, rows.shape[1]))):
+    """Add the lower triangle of ``rows' rows``, by blocks; sums over data are in float64."""
+    size = rows.shape[1]
+    for part in rows.split(_ROWS if size > _COLUMNS else max(_ROWS, _ROWS * _COLUMNS // max(1, size))):
         part = part.to(dtype or rows.dtype)
-        total += part.mT @ part
+        for start in range(0, size, _COLUMNS):
+            stop = min(start + _COLUMNS, size)
+            total[start:stop, :stop] += part[:, start:stop].mT @ part[:, :stop]
+
+
+def _add_products_with_own(total: Tensor, blocks: Tensor, dtype: torch.dtype | None) -> None:
+    """Add ``sum_b G_b G_b'`` of blocks [b, o, t]: the same as `_add_gram` of their columns, without a copy of them."""
+    for part in blocks.split(max(1, _ELEMENTS // blocks[0].numel())):
+        part = part.to(dtype or blocks.dtype)
+        total += (part @ part.mT).sum(0)
+
+
+def _mirror(total: Tensor) -> None:
+    """Make a matrix symmetric of which the lower triangle was added up."""
+    if len(total) > _COLUMNS:
+        total.copy_(total.tril() + total.tril(-1).mT)
 
 
 def _refuse_overlap(found: list[KronFactors], dense_index: Tensor, point: Point, program: Program) -> None:

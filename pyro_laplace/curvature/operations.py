@@ -222,29 +222,32 @@ def _patched(
     """The weight [g, o, i] as a product with the patches of a padded input, and the bias."""
     n, channels = output.shape[:2]
     t = output[0, 0].numel()
+    ones = output.detach().new_ones(()).expand(n, t)
     found: list[Contraction] = []
     if index is not None:
-        patches = _patches(padded, kernel, stride, dilation).unflatten(1, (groups, -1)).mT  # n g t i
-        letters = ("ngti", "goi", "ngot") if groups > 1 else ("nti", "oi", "not")
+        patches = _patches(padded, kernel, stride, dilation)  # n t i, and a 1
+        patches, ones = patches[..., :-1], patches[..., -1]
         if groups == 1:
-            index, patches = index[0], patches[:, 0]
-        shape = (n, groups, channels // groups, t) if groups > 1 else (n, channels, t)
-        found.append(Contraction(letters, patches, index, shape))
+            found.append(Contraction(("nti", "oi", "not"), patches, index[0], (n, channels, t)))
+        else:
+            patches = patches.unflatten(-1, (groups, -1)).transpose(1, 2)
+            found.append(Contraction(("ngti", "goi", "ngot"), patches, index, (n, groups, channels // groups, t)))
     if bias is not None:
-        ones = output.detach().new_ones(()).expand(n, t)
         found.append(Contraction(("nt", "o", "not"), ones, bias.reshape(-1), (n, channels, t), True))
     return found
 
 
 def _patches(padded: Tensor, kernel: torch.Size, stride: list[int], dilation: list[int]) -> Tensor:
-    """What each position of the kernel covers, [n, channels * kernel, t]."""
-    if len(kernel) == 2:
-        return functional.unfold(padded, tuple(kernel), stride=tuple(stride), dilation=tuple(dilation))
+    """What each position of the kernel covers, and a 1 for the bias that may join it, [n, t, channels * kernel + 1]."""
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
         padded = padded.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
-    spatial = range(2, 2 + len(kernel))
-    ordered = padded.permute(0, 1, *(axis + len(kernel) for axis in spatial), *spatial)  # n c k t
-    return ordered.flatten(2 + len(kernel)).flatten(1, 1 + len(kernel))
+    dims = len(kernel)
+    windows = padded.permute(0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))  # n t c kernel
+    shape = windows.shape
+    patches = padded.new_empty(shape[0], shape[1 : 1 + dims].numel(), shape[1 + dims :].numel() + 1)
+    patches[..., :-1].view(shape).copy_(windows)
+    patches[..., -1] = 1.0
+    return patches
 
 
 def _each(value: Any, default: int, count: int) -> list[int]:
