@@ -175,11 +175,11 @@ def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
     gradient += run.over_free({name: each.detach() for name, each in used.items()}, whole=True)
     positions = point.positions() if used else point.index
     place = torch.cat([point.index[:0], *(positions[program.layout[name]] for name in used)])
-    of_free = _of_free(run, log_p, normals, rest, log_density, jacobian)
+    total = sum(log_p.values(), log_density.detach())
     partial = len(point.index) < len(theta)
     return Prior(
-        float(log_p.sum() + log_density.detach()),
-        of_free,
+        float(total),
+        _of_free(run, log_p, total, rest, log_density, jacobian),
         gradient[point.index] if partial else gradient,
         precision[point.index] if partial else precision,
         negative,
@@ -188,33 +188,46 @@ def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
     )
 
 
-def _of_normals(run: CapturedRun, normals: Mapping[str, Any]) -> tuple[Theta, Theta, Theta]:
-    """Precision, log density and its gradient, coordinate by coordinate of theta; zero beside the Normal sites."""
+def _of_normals(run: CapturedRun, normals: Mapping[str, Any]) -> tuple[Theta, dict[str, Scalar], Theta]:
+    """Precision and gradient [theta], zero beside the Normal sites, and the log density of each of these."""
     theta, layout = run.point.theta.double(), run.program.layout
-    loc, scale = torch.zeros_like(theta), torch.full_like(theta, torch.inf)
+    precision, gradient, log_p = torch.zeros_like(theta), torch.zeros_like(theta), {}
     for name, fn in normals.items():
-        shape = run.run.latents[name].value.shape
-        loc[layout[name]] = fn.loc.expand(shape).reshape(-1).double()
-        scale[layout[name]] = fn.scale.expand(shape).reshape(-1).double()
-    z = (theta - loc) / scale
-    log_p = -0.5 * z.square() - scale.log() - 0.5 * math.log(2 * math.pi)
-    if len(normals) < len(layout):
-        log_p = torch.where(scale.isinf(), 0.0, log_p)
-    return scale.square().reciprocal(), log_p, -z / scale
+        place, shape = layout[name], run.run.latents[name].value.shape
+        loc, scale = (_without_copies(param.detach(), shape) for param in (fn.loc, fn.scale))
+        precision[place] = prec = scale.square().reciprocal()
+        deviation = loc - theta[place]
+        pull = torch.mul(deviation, prec, out=gradient[place])
+        count = len(deviation)
+        log_det = scale.log().sum() if scale.dim() else count * scale.log()
+        log_p[name] = -0.5 * (deviation @ pull) - log_det - 0.5 * count * math.log(2 * math.pi)
+    return precision, log_p, gradient
+
+
+def _without_copies(param: Tensor, shape: torch.Size) -> Tensor:
+    """A parameter of a site's entries in float64: one number [] that stands for all of them, or flat."""
+    if param.numel() and not any(param.stride()):
+        return param[(0,) * param.dim()].double()
+    return param.expand(shape).reshape(-1).double()
 
 
 def _of_free(
-    run: CapturedRun, log_p: Theta, normals: Mapping[str, Any], rest: list[str], log_density: Scalar, jacobian: bool
+    run: CapturedRun,
+    log_p: Mapping[str, Scalar],
+    total: Scalar,
+    rest: list[str],
+    log_density: Scalar,
+    jacobian: bool,
 ) -> float:
     """Log density of the free sites' theta, log-Jacobian included; bare factors count if every site is free."""
     latents, free = run.program.latents, frozenset(run.leaves)
     if len(free) == len(latents) and (jacobian or not any(latent.constrained for latent in latents.values())):
-        return float(log_p.sum() + log_density.detach())
-    total = sum(float(log_p[latents[name].slice].sum()) for name in normals if name in free)
+        return float(total)
+    found = sum(float(value) for name, value in log_p.items() if name in free)
     if len(free) == len(latents):
         factors = [site.log_prob() for site in run.run.factors.values() if not site.frames]
-        total += float(add_up(factors, log_p).detach())
-    return total + float(run.log_prior(True, free & frozenset(rest)).detach())
+        found += float(add_up(factors, run.point.theta).detach())
+    return found + float(run.log_prior(True, free & frozenset(rest)).detach())
 
 
 def _innermost(site: Site) -> Any:
