@@ -17,6 +17,7 @@ from pyro_laplace.curvature import (
     kron_factors,
     likelihood_diagonal,
     likelihood_matrix,
+    verify,
 )
 from pyro_laplace.data import as_data
 from pyro_laplace.likelihood import likelihood_of
@@ -153,3 +154,42 @@ def test_a_layer_that_is_the_likelihoods_own_needs_no_root(likelihood, subset_of
     torch.testing.assert_close(factors.gradients, gradients, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(factors.inputs, a.T @ a, rtol=1e-9, atol=1e-9)
     assert factors.count == int(mask.sum())
+
+
+class _Entry(torch.autograd.Function):
+    """One entry of a weight, taken in a way that no handler of torch functions sees."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        """The entry."""
+        ctx.shape = weight.shape
+        return weight[1, 2].clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Its gradient."""
+        return gradient.new_zeros(ctx.shape).index_put((torch.tensor([1]), torch.tensor([2])), gradient)
+
+
+@pytest.mark.parametrize("large", [0, verify._LARGE], ids=["by probes", "entry by entry"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_use_that_was_not_seen_is_found_out(hidden, transposed, large, monkeypatch):
+    monkeypatch.setattr(verify, "_LARGE", large)
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4, 3]).to_event(2))
+        features = torch.nn.functional.linear(x, w.mT if transposed else w)
+        if hidden:
+            features = features * (1 + 1e-3 * _Entry.apply(w))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=features.tanh()), obs=y)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(N, 4 if transposed else 3), torch.randint(3, (N,))
+    data = as_data((x, y))
+    program = Program.trace(model, data, {"w": torch.randn(4, 3)})
+    everything = torch.arange(program.num_params)
+    with undisturbed(), torch.no_grad():
+        found = factors.factors_of(program, Point(program.start, everything), next(program.chunks(data)))
+    assert (found is None) == hidden

@@ -23,6 +23,9 @@ _INDEPENDENT = {torch.float64: 1e-9, torch.float32: 1e-4}
 _EXPLAINED = {torch.float64: 1e-13, torch.float32: 2e-6}
 """Of an entry of ``sum h a`` relative to the Cauchy-Schwarz bound ``|h| |a|``."""
 
+_LARGE = 2**13
+"""Coordinates of a site from which on ``h a`` is compared by random probes, and not entry by entry."""
+
 _ByOutput = Mapping[int, Tensor]
 
 
@@ -97,7 +100,8 @@ def unexplained(
     """The sites whose gradient is but rounding, and tells nothing; None if that of some site is not ``sum h a``."""
     theta, layout = run.point.theta, run.program.layout
     found = torch.zeros_like(theta, dtype=torch.float64)
-    bound = dict.fromkeys(names, 0.0)
+    bound, error = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    alone = _large_and_alone(run, uses, scales)
     for scale in scales:
         (h,) = scale.rows(outputs[id(scale.output)].unsqueeze(0))  # n d
         found.index_add_(0, scale.index, h.sum(0).double())
@@ -106,16 +110,51 @@ def unexplained(
     for use in uses:
         h = use.positions(outputs[id(use.output)].unsqueeze(0)).flatten(0, 2)  # nt o
         a, name = use.inputs.flatten(0, 1), run.site_of(use.index)  # nt i
-        found.index_add_(0, use.index.reshape(-1), (h.mT @ a).reshape(-1).double())
         bound[name] = max(bound.get(name, 0.0), float(h.norm() * a.norm()))
+        if name in alone:
+            error[name] = _error_by_probes(h, a, leaves.get(name), use.index)
+        else:
+            found.index_add_(0, use.index.reshape(-1), (h.mT @ a).reshape(-1).double())
     tolerance = _EXPLAINED.get(theta.dtype, 1e-2)
     rounding = torch.finfo(theta.dtype).eps * max(bound.values(), default=0.0)
     for name in names:
-        expected = leaves.get(name, 0.0)
-        size = max(bound.get(name, 0.0), rounding)
-        if not float((found[layout[name]] - expected).abs().max()) <= tolerance * size:
+        if name not in alone:
+            error[name] = float((found[layout[name]] - leaves.get(name, 0.0)).abs().max())
+        if not error[name] <= tolerance * max(bound.get(name, 0.0), rounding):
             return None
     return frozenset(name for name in names if bound.get(name, 0.0) <= rounding)
+
+
+def _large_and_alone(run: CapturedRun, uses: list[Use], scales: list[Scale]) -> set[str]:
+    """The sites of many coordinates that one product alone uses, as the matrix that they are, or its transpose."""
+    owners = [run.site_of(each.index) for each in (*uses, *scales)]
+    found = set()
+    for use in uses:
+        name = run.site_of(use.index)
+        if use.index.numel() > _LARGE and owners.count(name) == 1:
+            place = run.program.layout[name]
+            flat = _in_memory(use.index).reshape(-1)
+            if torch.equal(flat, torch.arange(place.start, place.stop, device=flat.device)):
+                found.add(name)
+    return found
+
+
+def _in_memory(matrix: Tensor) -> Tensor:
+    """A matrix or its transpose, whichever has its rows one after the other in memory."""
+    return matrix if matrix.is_contiguous() else matrix.mT
+
+
+def _error_by_probes(h: Tensor, a: Tensor, leaf: Tensor | None, index: Tensor) -> float:
+    """``|r' (h'a - leaf) s|`` for random r and s: almost surely not zero unless the matrix is."""
+    out, fan_in = index.shape
+    if leaf is None:
+        matrix = h.new_zeros(()).expand(out, fan_in)
+    else:
+        matrix = leaf.view(out, fan_in) if index.is_contiguous() else leaf.view(fan_in, out).mT
+    signs = torch.rand(2, out + fan_in, generator=torch.Generator().manual_seed(0)) - 0.5
+    r, s = (signs + signs.sign()).to(h).split([out, fan_in], 1)  # none is near zero: an error of one entry shows
+    expected = ((h @ r.mT) * (a @ s.mT)).sum(0, dtype=torch.float64)
+    return float((expected - ((r @ matrix) * s).sum(1, dtype=torch.float64)).abs().max())
 
 
 def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
