@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_laplace._compat import undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace._typing import Theta
-from pyro_laplace.curvature import CURVATURES, Curvature, Pass, Point, Tally
+from pyro_laplace.curvature import CURVATURES, Curvature, FirstRun, Pass, Point, Tally
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.evidence import log_evidence
 from pyro_laplace.guide import AutoLaplace
@@ -140,9 +140,10 @@ def fit_laplace(
     measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
     generator = subset.generator() if isinstance(subset, Subnetwork) else None
     with undisturbed(), torch.no_grad():
-        program = Program.trace(model, data, point_of(map_guide, data))
+        first = FirstRun() if subset == "all" else None
+        program = Program.trace(model, data, point_of(map_guide, data), first)
         random = select(subset, program, data)
-        search = _Search(program, data, free_index(program, random), structure, measure, jacobian)
+        search = _Search(program, data, free_index(program, random), structure, measure, jacobian, first)
         theta = search.move(program.start, polish, given)
         if isinstance(subset, Subnetwork) and generator is not None:
             search = replace(search, index=subset.choose(program, theta, lambda: search.variance(theta), generator))
@@ -177,10 +178,11 @@ class _Search:
     structure: Structure
     curvature: Curvature
     jacobian: bool
+    first: FirstRun | None = None
 
     def precision(self, theta: Theta) -> tuple[Precision, Tally]:
         """Lambda at a point, and what the pass over the data found there besides."""
-        visit = Pass(self.program, Point(theta, self.index), self.data, self.jacobian)
+        visit = Pass(self.program, Point(theta, self.index), self.data, self.jacobian, first=self.first)
         return build_precision(self.structure, self.curvature, visit), visit.tally
 
     def variance(self, theta: Theta) -> Theta:

@@ -5,6 +5,10 @@ import pyro.distributions as dist
 import torch
 from torch.nn import functional
 
+from pyro_laplace.curvature.captured_run import CapturedRun
+from pyro_laplace.curvature.factors import factor
+from pyro_laplace.curvature.ggn import root as ggn_root
+
 N = 7
 
 
@@ -385,3 +389,10 @@ FUNCTIONS = {
     "recurrent": (recurrent, 0),
 }
 """Program and the number of its coordinates that need dense columns."""
+
+
+def factors_of(program, point, chunk, root=None):
+    """The factors of a root (the GGN's, if none is given) on one chunk, or None where there are none."""
+    run = CapturedRun.make(program, point, chunk)
+    factored = factor(run, ggn_root(program, run.run, chunk) if root is None else root)
+    return None if factored is None else list(factored.factors(2**62))

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from capture_modules import MODULES
-from capture_programs import FUNCTIONS, N, batch_statistics
+from capture_programs import FUNCTIONS, N, batch_statistics, factors_of
 
 from pyro_laplace._compat import undisturbed
 from pyro_laplace.curvature import (
@@ -81,7 +81,7 @@ def test_what_is_captured(name, monkeypatch):
 
     monkeypatch.setattr(factors, "dense_rows", dense_rows)
     with undisturbed(), torch.no_grad():
-        captured = factors.factors_of(program, point, next(program.chunks(data)))
+        captured = factors_of(program, point, next(program.chunks(data)))
     assert captured is not None
     assert sum(columns) == CASES[name][1]
 
@@ -89,7 +89,7 @@ def test_what_is_captured(name, monkeypatch):
 def test_data_that_reach_one_another_are_not_taken_for_independent():
     program, data, point = problem("batch_statistics")
     with undisturbed(), torch.no_grad():
-        assert factors.factors_of(program, point, next(program.chunks(data))) is None
+        assert factors_of(program, point, next(program.chunks(data))) is None
 
 
 @pytest.mark.parametrize("name", ["hand_written", "module", "convolution", "noise_and_intercept"])
@@ -191,5 +191,5 @@ def test_a_use_that_was_not_seen_is_found_out(hidden, transposed, large, monkeyp
     program = Program.trace(model, data, {"w": torch.randn(4, 3)})
     everything = torch.arange(program.num_params)
     with undisturbed(), torch.no_grad():
-        found = factors.factors_of(program, Point(program.start, everything), next(program.chunks(data)))
+        found = factors_of(program, Point(program.start, everything), next(program.chunks(data)))
     assert (found is None) == hidden

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from capture_programs import factors_of
 from programs import Case, logistic, map_guide_at_theta, mlp_classifier, mlp_regression, normal, split
 from pyro import poutine
 from pyro.distributions import constraints
@@ -18,7 +19,6 @@ from torch.testing import assert_close
 import pyro_laplace as pl
 from pyro_laplace._compat import undisturbed
 from pyro_laplace.curvature import CURVATURES, Pass, Point, likelihood_diagonal, likelihood_matrix
-from pyro_laplace.curvature.factors import factors_of
 from pyro_laplace.data import as_data
 from pyro_laplace.predictive.nonlinearity import nonlinearity
 from pyro_laplace.program import Program

@@ -11,6 +11,7 @@ from pyro_laplace.curvature.accumulate import (
 from pyro_laplace.curvature.assemble import Gram
 from pyro_laplace.curvature.data_pass import Pass, Tally
 from pyro_laplace.curvature.few_rows import FewRows
+from pyro_laplace.curvature.first_run import FirstRun
 from pyro_laplace.curvature.kronecker import KronFactors, kron_factors
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.prior import Prior
@@ -21,6 +22,7 @@ __all__ = [
     "CURVATURES",
     "Curvature",
     "FewRows",
+    "FirstRun",
     "Gram",
     "KronFactors",
     "LikelihoodProduct",

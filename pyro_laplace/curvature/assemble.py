@@ -168,7 +168,9 @@ def _cross(product: Product, dense: Tensor) -> Tensor:
 def _sum_of_squares(product: Product) -> Tensor:
     """Squared rows summed over data and columns, [o i]; a sum of squares loses nothing in the product's own dtype."""
     if not product.shared:
-        g = product.gradients[:, :, 0].square().sum(1)  # n o
+        g = torch.zeros_like(product.gradients[:, 0, 0])  # n o
+        for column in product.gradients[:, :, 0].unbind(1):
+            g.addcmul_(column, column)
         return (g.mT @ product.inputs[:, 0].square()).reshape(-1).double()
     total = torch.zeros(product.index.numel(), dtype=torch.float64, device=product.inputs.device)
     for start, stop in _slices(len(product.inputs), product.gradients.shape[1] * product.index.numel()):

@@ -1,7 +1,7 @@
 """One pass over the data at a point: every chunk is run once, and everything is read off that run."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from pyro_laplace._compat import undisturbed
 from pyro_laplace._typing import Theta
 from pyro_laplace.curvature.captured_run import CapturedRun
+from pyro_laplace.curvature.first_run import FirstRun
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.prior import Prior, prior_of
 from pyro_laplace.data import Data
@@ -41,10 +42,19 @@ class Pass:
         data: the data.
         jacobian: whether the density is that of theta, or of the constrained values.
         with_prior: whether the prior counts, or the likelihood alone.
+        first: the run by which the program was traced, if it was captured.
     """
 
-    def __init__(self, program: Program, point: Point, data: Data, jacobian: bool = True, prior: bool = True) -> None:
-        self.with_prior = prior
+    def __init__(
+        self,
+        program: Program,
+        point: Point,
+        data: Data,
+        jacobian: bool = True,
+        prior: bool = True,
+        first: FirstRun | None = None,
+    ) -> None:
+        self.with_prior, self.first = prior, first
         self.program, self.point, self.data, self.jacobian = program, point, data, jacobian
         self._only: CapturedRun | None = None
         self._tally: Tally | None = None
@@ -68,7 +78,9 @@ class Pass:
         chunk = next(chunks)
         for number in count():
             with undisturbed(rng=False):
-                run = replace(CapturedRun.make(self.program, self.point, chunk, captured), verdicts=self._verdicts)
+                run = self.first.at(self.program, self.point, chunk) if self.first is not None and not number else None
+                run = CapturedRun.make(self.program, self.point, chunk, captured) if run is None else run
+                run.verdicts = self._verdicts
                 if self._tally is None:
                     self._add(tally, run, prior=self.with_prior and number == 0)
             following = next(chunks, None)

@@ -14,12 +14,10 @@ from torch.nn import functional
 
 from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.curvature.contraction import Scale, Use
-from pyro_laplace.curvature.ggn import root as ggn_root
 from pyro_laplace.curvature.gradients import Gradients, dense_rows
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.curvature.root import Root
 from pyro_laplace.curvature.verify import independent
-from pyro_laplace.program import Chunk, Program
 
 STREAMED = 2**22
 """Elements of gradients at a time for whoever adds up column after column."""
@@ -186,23 +184,6 @@ def factor(run: CapturedRun, root: Root, point: Point | None = None, check: bool
         torch.cat([nothing, *(each.to(nothing) for each in held)]),
         point.positions(),
     )
-
-
-def factors_of(program: Program, point: Point, chunk: Chunk, root: Root | None = None) -> list[Factors] | None:
-    """The factors of a root on one chunk, all columns together.
-
-    Args:
-        program: the traced program.
-        point: theta and its free coordinates, whole sites.
-        chunk: the data.
-        root: on that chunk; None means the GGN's.
-
-    Returns:
-        the factors of each observed site that the root covers, or None where `factor` gives None.
-    """
-    run = CapturedRun.make(program, point, chunk)
-    factored = factor(run, ggn_root(program, run.run, chunk) if root is None else root)
-    return None if factored is None else list(factored.factors(2**62))
 
 
 def _first_datum(run: CapturedRun, root: Root) -> Tensor:

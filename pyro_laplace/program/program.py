@@ -13,7 +13,7 @@ from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.marginal import marginalise
-from pyro_laplace.program.run import Recorder, Run, Site, run_model
+from pyro_laplace.program.run import Recorder, Run, Site, Watcher, run_model
 from pyro_laplace.program.sites import Latent, pack, unpack
 from pyro_laplace.program.validate import (
     latent_layout,
@@ -61,13 +61,16 @@ class Program:
     start: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @staticmethod
-    def trace(model: Callable[..., Any], data: Data, values: Values | None = None) -> "Program":
+    def trace(
+        model: Callable[..., Any], data: Data, values: Values | None = None, watcher: Watcher | None = None
+    ) -> "Program":
         """Run the model and read its structure.
 
         Args:
             model: a Pyro program.
             data: what it is called with; observed sites are those that have a value on this call.
             values: value of every latent site; without them they start from `init_to_start`.
+            watcher: looks on at the run.
 
         Returns:
             the program, whose `start` is theta at these values.
@@ -79,7 +82,9 @@ class Program:
             first = data.first()
             fill = start_value if values is None else refuse_missing
             with torch.enable_grad():
-                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True))
+                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True, watcher=watcher))
+            if watcher is not None:
+                watcher.keep(run, first)
             drew = before is not None and not before.is_current()
             refuse_no_likelihood(run, data.one_batch)
             latents = latent_layout(run)

@@ -1,9 +1,9 @@
 """One run of the program with given values: what each sample statement was, and how much it counts."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -89,6 +89,19 @@ class Run:
 Fill = Callable[[Mapping[str, Any]], Tensor]
 
 
+@runtime_checkable
+class Watcher(AbstractContextManager[None], Protocol):
+    """What looks on while a program is traced: entered around its run."""
+
+    def latent(self, name: str, leaf: Tensor, value: Tensor) -> None:
+        """A latent site has its value, a view of a flat leaf of the graph."""
+        ...
+
+    def keep(self, run: Run, batch: Batch) -> None:
+        """The program has run on a batch."""
+        ...
+
+
 class Recorder(Messenger):
     """Replaces latent values, records every site, and hides the run from the handlers around it.
 
@@ -99,7 +112,8 @@ class Recorder(Messenger):
         sample: what to do at observed sites. False: keep the data, and put zeros where there are none (only the
             distributions are wanted). True: draw from the likelihood, data or not.
         indices: plate name to the indices it shall visit.
-        leaves: whether latent values become leaves of a graph, which shows what depends on them.
+        leaves: whether latent values are made of leaves of a graph, which shows what depends on them.
+        watcher: is told of these.
         nesting: number of axes that plates take, to the left of which marked discrete sites have all their values at
             once; None leaves them at one value, or a draw where the observed sites are drawn.
     """
@@ -113,9 +127,10 @@ class Recorder(Messenger):
         indices: Mapping[str, Tensor] | None = None,
         leaves: bool = False,
         nesting: int | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         super().__init__()
-        self.nesting = nesting
+        self.nesting, self.watcher = nesting, watcher
         self.enumeration = None if nesting is None else Enumeration(nesting)
         self.leaves = leaves
         self.values, self.observed, self.fill, self.sample, self.indices = values, observed, fill, sample, indices or {}
@@ -210,7 +225,15 @@ class Recorder(Messenger):
                 f"{sorted(self.values)}. If it is an observed site, give its data; else the program's structure must "
                 "not change from call to call"
             )
-        msg["value"], msg["done"] = value.detach().requires_grad_() if self.leaves else value, True
+        msg["value"], msg["done"] = self._of_leaf(name, value) if self.leaves else value, True
+
+    def _of_leaf(self, name: str, value: Tensor) -> Tensor:
+        leaf = value.detach().reshape(-1).detach().requires_grad_()
+        with torch.enable_grad():
+            value = leaf.view(value.shape)
+        if self.watcher is not None:
+            self.watcher.latent(name, leaf, value)
+        return value
 
     def _postprocess_message(self, msg: Any) -> None:
         name = msg["name"]
@@ -249,6 +272,8 @@ def run_model(model: Callable[..., Any], batch: Batch, recorder: Recorder) -> Ru
         if recorder.enumeration is not None:
             stack.enter_context(recorder.enumeration)
         stack.enter_context(recorder)
+        if recorder.watcher is not None:
+            stack.enter_context(recorder.watcher)
         model(*batch.args, **batch.kwargs)
     return recorder.run
 
