@@ -168,7 +168,7 @@ def _cross(product: Product, dense: Tensor) -> Tensor:
 def _sum_of_squares(product: Product) -> Tensor:
     """Squared rows summed over data and columns, [o i]; a sum of squares loses nothing in the product's own dtype."""
     if not product.shared:
-        g = torch.zeros_like(product.gradients[:, 0, 0])  # n o
+        g = product.inputs.new_zeros(len(product.inputs), len(product.index))  # n o
         for column in product.gradients[:, :, 0].unbind(1):
             g.addcmul_(column, column)
         return (g.mT @ product.inputs[:, 0].square()).reshape(-1).double()
