@@ -164,11 +164,15 @@ def free_index(program: Program, names: Iterable[str]) -> Tensor:
 
 
 def names_of(program: Program, index: Tensor) -> tuple[str, ...]:
-    """The sites that hold some coordinates of theta, in trace order."""
-    if len(index) == program.num_params:
-        return tuple(program.latents)
-    chosen = torch.zeros(program.num_params, dtype=torch.bool, device=index.device).index_fill(0, index, True)
-    return tuple(name for name, place in program.layout.items() if bool(chosen[place].any()))
+    """The sites that hold some coordinates of theta, given in ascending order, in trace order."""
+    return tuple(name for name, count in counts_of(program, index).items() if count)
+
+
+def counts_of(program: Program, index: Tensor) -> dict[str, int]:
+    """How many of some coordinates of theta, given in ascending order, each site holds."""
+    stops = torch.tensor([place.stop for place in program.layout.values()], device=index.device)
+    before = [0, *torch.searchsorted(index, stops).tolist()]
+    return {name: stop - start for name, start, stop in zip(program.layout, before, before[1:], strict=False)}
 
 
 def _last_layer(program: Program, data: Data) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_laplace._typing import Theta
 from pyro_laplace.program import Program
-from pyro_laplace.subset import names_of
+from pyro_laplace.subset import counts_of, free_index, names_of
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,10 @@ class Point:
 
     def whole(self, program: Program) -> "Point":
         """The same point with every site of which a coordinate is free left free as a whole."""
-        if len(self.index) == len(self.theta):
+        counts = counts_of(program, self.index)
+        if all(count in (0, program.latents[name].size) for name, count in counts.items()):
             return self
-        free = self.positions() >= 0  # a new tensor
-        for latent in program.latents.values():
-            free[latent.slice] = free[latent.slice].any()
-        return Point(self.theta, free.nonzero()[:, 0])
+        return Point(self.theta, free_index(program, self.touched(program)))
 
     def touched(self, program: Program) -> tuple[str, ...]:
         """The sites of which a coordinate is free, in trace order."""
@@ -58,7 +56,5 @@ class Point:
 
     def sites(self, program: Program) -> frozenset[str]:
         """The free sites; a site is free as a whole."""
-        if len(self.index) == len(self.theta):
-            return frozenset(program.latents)
-        free = self.positions() >= 0
-        return frozenset(name for name, latent in program.latents.items() if bool(free[latent.slice].all()))
+        counts = counts_of(program, self.index)
+        return frozenset(name for name, count in counts.items() if count == program.latents[name].size)

@@ -101,7 +101,7 @@ def _blocks(factors: KronFactors, diagonal: Theta, program: Program, point: Poin
     placed: Placed = []
     for part, factor in zip(parts, splits, strict=True):
         if factor is None:
-            names = list(names_of(program, point.index[part.index.reshape(-1)]))
+            names = list(names_of(program, point.index[part.index.reshape(-1)].sort().values))
             raise UnsupportedProgram(
                 f"structure='kron': the prior precision of sites {names} is not an outer product of one vector over "
                 "outputs and one over inputs: use structure='full' or 'diag', or a prior that is (isotropic, by "
@@ -127,7 +127,7 @@ def _refuse_coupled(prior: Base, part: Part, products: list[KronFactors]) -> Non
     """Refuse a prior whose Hessian couples the entries of captured weights, with one another or with other sites."""
     index = torch.cat([factors.index.reshape(-1) for factors in products])
     if not prior.over(index).is_diagonal:
-        names = list(names_of(part.program, part.point.index[index]))
+        names = list(names_of(part.program, part.point.index[index].sort().values))
         raise UnsupportedProgram(
             f"structure='kron': the prior couples the entries of sites {names}, which a Kronecker "
             "product cannot hold: use structure='full'"

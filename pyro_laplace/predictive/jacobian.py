@@ -112,7 +112,7 @@ class Linearizer:
         self._kept: dict[_Structure, Tensor] = {}
         self._checked: set[_Structure] = set()
         self._layouts: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
-        self._direct = False
+        self._direct = len(guide.random) < len(guide.latents)  # likely, where some sites are held
 
     def at(self, chunk: Chunk) -> dict[str, Linearized]:
         """The observed sites at given inputs."""
