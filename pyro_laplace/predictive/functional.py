@@ -190,7 +190,8 @@ class Functional:
 
     def variance(self, linear: Linearized) -> Tensor:
         """Its diagonal [n, k]."""
-        return torch.cat([self._variance(products) for products in linear.pieces()]).to(linear.mean)
+        parts = [self._variance(products) for products in linear.pieces()]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(linear.mean)
 
     def joint(self, linear: Linearized) -> Tensor:
         """J Sigma J' over all data [n k, n k]."""

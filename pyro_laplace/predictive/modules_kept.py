@@ -19,8 +19,8 @@ def modules_kept(program: Any) -> Iterator[None]:
 
     def keep(module: nn.Module, _: Any = None) -> None:
         if module not in kept:
-            buffers = {name: (own, own.clone()) for name, own in module.named_buffers(recurse=False)}
-            kept[module] = module.training, buffers
+            own = module.named_buffers(recurse=False) if module._buffers else ()  # most modules have none
+            kept[module] = module.training, {name: (buffer, buffer.clone()) for name, buffer in own}
 
     for module in program.modules() if isinstance(program, nn.Module) else ():
         keep(module)
@@ -30,7 +30,8 @@ def modules_kept(program: Any) -> Iterator[None]:
     finally:
         hook.remove()
         for module, (training, buffers) in kept.items():
-            module.training = training
+            if module.training is not training:  # PyroModule sets attributes at a price
+                module.training = training
             for name, (own, value) in buffers.items():
                 _put_back(module, name, own, value)
 
