@@ -33,6 +33,13 @@ def site_is_deterministic(msg: Any) -> bool:
     return isinstance(fn, dist.Delta) and msg["value"] is fn.v
 
 
+def carries_density(fn: Any) -> bool:
+    """Whether the Delta of a deterministic site has a log density, as those of some reparametrisations have."""
+    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta) and bool((torch.as_tensor(fn.log_density) != 0).any())
+
+
 def scale_and_mask(per_datum: torch.Tensor, scale: Any, mask: Any) -> torch.Tensor:
     """Pyro's own, whose scale may also be a tensor (its signature says float)."""
     return util.scale_and_mask(per_datum, scale, mask)

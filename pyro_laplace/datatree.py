@@ -97,7 +97,7 @@ def to_datatree(
 
 def _prior_groups(model: Any, view: View, data: Data, num_samples: int) -> dict[str, dict[str, Tensor]]:
     """Prior and prior predictive of the user's own program; nothing where the prior cannot be drawn."""
-    if any(not site.frames for site in view.run.factors.values()):
+    if view.run.other_priors:
         return {}
     if isinstance(model, LinearizedProgram):
         view = View(replace(view.program, model=model.model), data)

@@ -168,7 +168,7 @@ def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
     precision, log_p, gradient = _of_normals(run, normals)
     with torch.enable_grad():
         terms = [run.log_prior(jacobian, frozenset(rest))] if rest else []
-        terms += [site.log_prob() for site in run.run.factors.values() if not site.frames]
+        terms += [site.log_prob() for site in run.run.other_priors]
         log_density = add_up(terms, theta)
         used = run.gradient(log_density, create_graph=True)
         negative = torch.cat([theta[:0], *(-each for each in used.values())])
@@ -225,7 +225,7 @@ def _of_free(
         return float(total)
     found = sum(float(value) for name, value in log_p.items() if name in free)
     if len(free) == len(latents):
-        factors = [site.log_prob() for site in run.run.factors.values() if not site.frames]
+        factors = [site.log_prob() for site in run.run.other_priors]
         found += float(add_up(factors, run.point.theta).detach())
     return found + float(run.log_prior(True, free & frozenset(rest)).detach())
 

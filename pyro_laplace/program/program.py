@@ -46,6 +46,7 @@ class Program:
             `obs_mask` leaves unobserved.
         nesting: number of axes that plates take, where discrete sites are enumerated to the left of them; None where
             there are none.
+        computed: deterministic sites that carry a density, the prior of a value that a reparametrisation computes.
         start: theta at the values the program was traced with.
     """
 
@@ -58,6 +59,7 @@ class Program:
     external: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
     nesting: int | None = None
+    computed: frozenset[str] = frozenset()
     start: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @staticmethod
@@ -99,6 +101,7 @@ class Program:
                 derived=frozenset(name for name, site in run.observed.items() if site.value.requires_grad),
                 hidden=frozenset({**run.discrete, **run.missing}),
                 nesting=nesting_of(run) if run.discrete else None,
+                computed=frozenset(run.computed),
                 start=theta,
             )
             if run.discrete:
@@ -146,7 +149,14 @@ class Program:
     def run_at(self, values: Values, chunk: Chunk, sample: bool = False) -> Run:
         """Run the program at given site values."""
         nesting = None if sample else self.nesting
-        recorder = Recorder(values, frozenset(self.observed), sample=sample, indices=chunk.indices, nesting=nesting)
+        recorder = Recorder(
+            values,
+            frozenset(self.observed),
+            sample=sample,
+            indices=chunk.indices,
+            nesting=nesting,
+            computed=self.computed,
+        )
         run = run_model(self.model, chunk.batch, recorder)
         return run if nesting is None else marginalise(run, nesting)
 
@@ -176,7 +186,7 @@ class Program:
             moved = (latent for latent in chosen.values() if latent.constrained)
             terms += [latent.log_abs_det_jacobian(theta[latent.slice]) for latent in moved]
         if sites is None:
-            terms += [site.log_prob() for site in run.factors.values() if not site.frames]
+            terms += [site.log_prob() for site in run.other_priors]
         return add_up(terms, theta)
 
     def log_lik(self, theta: Tensor, chunk: Chunk) -> dict[str, Tensor]:

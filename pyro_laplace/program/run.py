@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_laplace._compat import (
     Enumeration,
+    carries_density,
     scale_and_mask,
     site_is_deterministic,
     site_is_factor,
@@ -84,6 +85,13 @@ class Run:
     """Where sites were enumerated: of each site, axis to what identifies the discrete site along it."""
     own_axis: dict[str, int] = field(default_factory=dict)
     """The axis of each site that was enumerated."""
+    computed: dict[str, Site] = field(default_factory=dict)
+    """Deterministic sites that carry a density: the prior of a value that a reparametrisation computes."""
+
+    @property
+    def other_priors(self) -> list[Site]:
+        """What the log prior has beside the latent sites: computed ones, and factors outside any plate."""
+        return [*self.computed.values(), *(site for site in self.factors.values() if not site.frames)]
 
 
 Fill = Callable[[Mapping[str, Any]], Tensor]
@@ -116,6 +124,7 @@ class Recorder(Messenger):
         watcher: is told of these.
         nesting: number of axes that plates take, to the left of which marked discrete sites have all their values at
             once; None leaves them at one value, or a draw where the observed sites are drawn.
+        computed: deterministic sites whose density counts; None finds out which.
     """
 
     def __init__(
@@ -128,9 +137,10 @@ class Recorder(Messenger):
         leaves: bool = False,
         nesting: int | None = None,
         watcher: Watcher | None = None,
+        computed: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
-        self.nesting, self.watcher = nesting, watcher
+        self.nesting, self.watcher, self.computed = nesting, watcher, computed
         self.enumeration = None if nesting is None else Enumeration(nesting)
         self.leaves = leaves
         self.values, self.observed, self.fill, self.sample, self.indices = values, observed, fill, sample, indices or {}
@@ -254,6 +264,8 @@ class Recorder(Messenger):
         site = Site(name, msg["fn"], msg["value"], msg["scale"], msg["mask"], frames, given)
         if site_is_deterministic(msg):
             self.run.deterministic[name] = site
+            if carries_density(msg["fn"]) if self.computed is None else name in self.computed:
+                self.run.computed[name] = site
         elif site_is_factor(msg):
             self.run.factors[name] = site
         elif msg["is_observed"] or name in self.observed:
