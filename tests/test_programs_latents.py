@@ -11,7 +11,22 @@ from oracles import FlatProgram
 from programs import hierarchical, linear_data, normal
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.infer.reparam import HaarReparam, LocScaleReparam, ProjectedNormalReparam, TransformReparam
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoStructured
+from pyro.infer.reparam import (
+    AutoReparam,
+    DiscreteCosineReparam,
+    HaarReparam,
+    LatentStableReparam,
+    LocScaleReparam,
+    NeuTraReparam,
+    ProjectedNormalReparam,
+    SplitReparam,
+    StableReparam,
+    StructuredReparam,
+    SymmetricStableReparam,
+    TransformReparam,
+    UnitJacobianReparam,
+)
 from torch.distributions import biject_to
 from torch.testing import assert_close
 
@@ -89,19 +104,136 @@ def test_a_constrained_site(support):
     assert bool(SITES[support][0]().support.check(draws).all())
 
 
-@pytest.mark.parametrize("support", [constraints.lower_cholesky, constraints.positive_definite])
-def test_bijections_to_triangles(support):
-    """One to one, with the log-determinant of the dense Jacobian of the entries that vary."""
-    transform, size = biject_to(support), 3
-    theta = torch.randn(6, generator=torch.Generator().manual_seed(0))
+# every constraint there is: handled, with the entries of its values that are free, or refused
+
+SCALARS = {
+    "real": constraints.real,
+    "positive": constraints.positive,
+    "nonnegative": constraints.nonnegative,
+    "softplus_positive": constraints.softplus_positive,
+    "unit_interval": constraints.unit_interval,
+    "greater_than": constraints.greater_than(1.0),
+    "greater_than_eq": constraints.greater_than_eq(1.0),
+    "less_than": constraints.less_than(1.0),
+    "interval": constraints.interval(-1.0, 2.0),
+    "half_open_interval": constraints.half_open_interval(-1.0, 2.0),
+}
+VECTORS = {
+    "real_vector": constraints.real_vector,
+    "simplex": constraints.simplex,
+    "ordered_vector": constraints.ordered_vector,
+    "positive_ordered_vector": constraints.positive_ordered_vector,
+    "cat": constraints.cat([constraints.real, constraints.positive], dim=-1, lengths=[1, 2]),
+    "stack": constraints.stack([constraints.real, constraints.positive, constraints.unit_interval], dim=-1),
+}
+MATRICES = {
+    "lower_cholesky": constraints.lower_cholesky,
+    "positive_definite": constraints.positive_definite,
+    "corr_cholesky": constraints.corr_cholesky,
+    "corr_matrix": constraints.corr_matrix,
+}
+HANDLED = {name: (constraint, ()) for name, constraint in SCALARS.items()}
+HANDLED |= {name: (constraint, (3,)) for name, constraint in VECTORS.items()}
+HANDLED |= {name: (constraint, (3, 3)) for name, constraint in MATRICES.items()}
+UNHANDLED = {name: (getattr(constraints, name), (3, 3)) for name in (
+    "lower_triangular", "positive_semidefinite", "square", "symmetric",
+    "softplus_lower_cholesky", "unit_lower_cholesky",
+)}  # fmt: skip
+UNHANDLED |= {
+    "sphere": (constraints.sphere, (3,)),
+    "cat of simplexes": (constraints.cat([constraints.simplex] * 2, dim=-1, lengths=[3, 3]), (6,)),
+    "stack of ordered vectors": (constraints.stack([constraints.ordered_vector] * 2, dim=-2), (2, 3)),
+}
+DISCRETE = {name: (getattr(constraints, name), (3,)) for name in (
+    "boolean", "one_hot", "integer", "nonnegative_integer", "positive_integer",
+)}  # fmt: skip
+DISCRETE |= {
+    "integer_interval": (constraints.integer_interval(0, 3), ()),
+    "multinomial": (constraints.multinomial(3), (3,)),
+}
+NO_CONSTRAINTS_OF_VALUES = {
+    "Constraint", "independent", "dependent", "dependent_property", "is_dependent", "MixtureSameFamilyConstraint",
+    "corr_cholesky_constraint",
+}  # fmt: skip
+
+
+def free_entries(name: str, value: torch.Tensor) -> torch.Tensor:
+    """The entries of a value that determine the others."""
+    if name == "simplex":
+        return value[..., :-1]
+    if name in MATRICES:
+        row, column = torch.tril_indices(3, 3, -1 if name.startswith("corr") else 0)
+        return value[..., row, column]
+    return value
+
+
+def test_every_constraint_is_known():
+    known = HANDLED.keys() | UNHANDLED.keys() | DISCRETE.keys() | NO_CONSTRAINTS_OF_VALUES
+    assert {*constraints.__all__, *torch.distributions.constraints.__all__} <= known
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("name", HANDLED)
+def test_a_bijection_to_every_support(name, several):
+    """One to one, with the log-determinant of the dense Jacobian of the entries that are free."""
+    support, shape = HANDLED[name]
+    if several:
+        support, shape = constraints.independent(support, 1), (2, *shape)
+    transform = biject_to(support)
+    theta = torch.randn(transform.inverse_shape(shape), generator=torch.Generator().manual_seed(0))
     value = transform(theta)
-    row, column = torch.tril_indices(size, size)
-    jacobian = torch.func.jacrev(lambda t: biject_to(support)(t)[row, column])(theta)
+    jacobian = torch.func.jacrev(lambda t: free_entries(name, biject_to(support)(t)))(theta)
+    jacobian = jacobian.reshape(theta.numel(), theta.numel())
     assert bool(support.check(value).all())
-    assert_close(transform.inv(value), theta, rtol=1e-10, atol=1e-10)
-    assert_close(transform.log_abs_det_jacobian(theta, value), torch.linalg.slogdet(jacobian).logabsdet)
-    assert transform.forward_shape((4, 6)) == (4, 3, 3)
-    assert transform.inverse_shape((4, 3, 3)) == (4, 6)
+    assert value.shape == shape
+    assert transform.forward_shape(theta.shape) == shape
+    assert_close(transform.inv(value), theta, rtol=1e-9, atol=1e-9)
+    log_det = transform.log_abs_det_jacobian(theta, value).sum()
+    assert_close(log_det, torch.linalg.slogdet(jacobian).logabsdet, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("name", [*UNHANDLED, *DISCRETE])
+def test_a_support_without_a_bijection(name, several):
+    support, shape = (UNHANDLED | DISCRETE)[name]
+    if several:
+        support, shape = constraints.independent(support, 1), (2, *shape)
+
+    def model(y):
+        value = pyro.sample("v", dist.ImproperUniform(support, (), shape))
+        pyro.sample("y", dist.Normal(value.sum(), 1.0), obs=y)
+
+    with pytest.raises(pl.UnsupportedProgram, match=r"latent site 'v' (has support|is discrete)"):
+        pl.fit_laplace(model, (torch.tensor(0.0),), progress=False)
+
+
+class Unknown(dist.Normal):
+    """Says no more of its support than that it depends on something."""
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self):
+        """Not known."""
+        return constraints.dependent
+
+
+@pytest.mark.parametrize(
+    ("prior", "says"),
+    [
+        (Unknown(0.0, 1.0), "has no bijection to unconstrained space"),
+        (
+            dist.ImproperUniform(constraints.independent(constraints.positive_ordered_vector, 1), (), (3,)),
+            r"values of shape \[3\], and its support .* at least 2 axes: take constraints.independent away",
+        ),
+    ],
+    ids=["dependent", "too many axes"],
+)
+def test_a_support_that_says_too_little_or_too_much(prior, says):
+    def model(y):
+        value = pyro.sample("v", prior)
+        pyro.sample("y", dist.Normal(value.sum(), 1.0), obs=y)
+
+    with pytest.raises(pl.UnsupportedProgram, match=f"latent site 'v' .*{says}"):
+        pl.fit_laplace(model, (torch.tensor(0.0),), progress=False)
 
 
 def wishart_precision(y):
@@ -247,3 +379,73 @@ def test_projected_normal_reparam():
     guide = pl.fit_laplace(poutine.reparam(model, config={"v": ProjectedNormalReparam()}), data(), progress=False)
     assert list(guide.median()) == ["v_normal"]
     assert math.isfinite(guide.log_evidence)
+
+
+def stable_weights(skew: float) -> Callable:
+    return model_with(lambda: dist.Stable(1.7, skew, 1.0, 0.0).expand([2]).to_event(1), lambda x, v: x @ v)
+
+
+def random_walk(x, y):
+    walk = pyro.sample("walk", normal(1.0, len(y)))
+    pyro.sample("y", dist.Normal(walk, 0.5).to_event(1), obs=y)
+
+
+def stable_noise(x, y):
+    w = pyro.sample("w", normal(1.0, 2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Stable(1.7, 0.0, 0.4, x @ w), obs=y)
+
+
+REPARAMETRISED = {
+    "learnt centring": (prior_depends_on_site, {"w": LocScaleReparam()}),
+    "discrete cosine": (random_walk, {"walk": DiscreteCosineReparam(dim=-1)}),
+    "unit Jacobian": (random_walk, {"walk": UnitJacobianReparam(dist.transforms.HaarTransform(dim=-1), suffix="haar")}),
+    "stable": (stable_weights(0.3), {"v": StableReparam()}),
+    "latent stable": (stable_weights(0.3), {"v": LatentStableReparam()}),
+    "symmetric stable": (stable_weights(0.0), {"v": SymmetricStableReparam()}),
+    "stable noise": (stable_noise, {"y": SymmetricStableReparam()}),
+    "automatic": (groups, AutoReparam()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not commute with initialization:RuntimeWarning")
+@pytest.mark.parametrize("name", REPARAMETRISED)
+def test_reparametrisations(name):
+    model, config = REPARAMETRISED[name]
+    model, batch = poutine.reparam(model, config=config), data()
+    guide = pl.fit_laplace(model, batch, curvature="hessian", progress=False, on_not_a_mode="raise")
+    flat = FlatProgram(model, *batch)
+    expected = flat.hessian(flat.unconstrain(guide.median())).detach()
+    assert_close(guide.precision.to_dense(), expected, rtol=1e-7, atol=1e-7)
+
+
+def with_structured(model, batch):
+    guide = AutoStructured(model, conditionals="normal", dependencies="linear")
+    guide(*batch)
+    return StructuredReparam(guide.requires_grad_(False)).reparam(model)
+
+
+def with_neural_transport(model, batch):
+    guide = AutoMultivariateNormal(model)
+    guide(*batch)
+    return NeuTraReparam(guide.requires_grad_(False)).reparam(model)
+
+
+def with_split(model, batch):
+    return poutine.reparam(model, config={"w": SplitReparam([1, 1], -1)})
+
+
+@pytest.mark.filterwarnings("ignore:.*does not commute with initialization:RuntimeWarning")
+@pytest.mark.parametrize("reparametrised", [with_structured, with_neural_transport, with_split])
+def test_the_prior_of_a_computed_value_counts(reparametrised):
+    """These put it into the density of a Delta."""
+    batch = data()
+    model = reparametrised(prior_depends_on_site, batch)
+    flat = FlatProgram(model, *batch)
+    whole = pl.fit_laplace(model, batch, curvature="hessian", progress=False, on_not_a_mode="raise")
+    expected = flat.hessian(flat.unconstrain(whole.median())).detach()
+    assert_close(whole.precision.to_dense(), expected, rtol=1e-7, atol=1e-7)
+    x, y = batch
+    parts = pl.fit_laplace(model, [(x[:5], y[:5]), (x[5:], y[5:])], whole.median(), curvature="hessian", polish=False)
+    assert_close(parts.precision.to_dense(), expected, rtol=1e-7, atol=1e-7)
+    assert parts.log_evidence == pytest.approx(whole.log_evidence, rel=1e-9)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints, transform_to
+from torch.distributions import CatTransform, StackTransform, Transform, biject_to, constraints, transform_to
 
 
 class LowerTriangle(Transform):
@@ -82,3 +82,21 @@ def _of_components(constraint: Any) -> Transform:
 @transform_to.register(constraints.MixtureSameFamilyConstraint)
 def _to_components(constraint: Any) -> Transform:
     return transform_to(constraint.base_constraint)
+
+
+@biject_to.register(constraints.cat)
+def _cat(constraint: Any) -> Transform:
+    return CatTransform(_elementwise(constraint), constraint.dim, constraint.lengths)
+
+
+@biject_to.register(constraints.stack)
+def _stack(constraint: Any) -> Transform:
+    return StackTransform(_elementwise(constraint), constraint.dim)
+
+
+def _elementwise(constraint: Any) -> list[Transform]:
+    """Bijections to the parts of a constraint, which torch joins rightly only where each maps single numbers."""
+    parts = [biject_to(part) for part in constraint.cseq]
+    if any(part.codomain.event_dim for part in parts):
+        raise NotImplementedError(f"{constraint} joins constraints of whole vectors or matrices")
+    return parts

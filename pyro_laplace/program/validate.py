@@ -220,10 +220,10 @@ def nesting_of(run: Run) -> int:
 
 def _continuous_support(name: str, fn: Any) -> Constraint:
     support = fn.support
-    if support.is_discrete:
-        raise UnsupportedProgram(_discrete(name, fn))
     try:
-        biject_to(support)
+        if support.is_discrete:
+            raise UnsupportedProgram(_discrete(name, fn))
+        axes = biject_to(support).codomain.event_dim
     except NotImplementedError:
         remedy = (
             f"use dist.ProjectedNormal with poutine.reparam(config={{{name!r}: ProjectedNormalReparam()}})"
@@ -233,6 +233,11 @@ def _continuous_support(name: str, fn: Any) -> Constraint:
         raise UnsupportedProgram(
             f"latent site {name!r} has support {support}, which has no bijection to unconstrained space: {remedy}"
         ) from None
+    if axes > len(fn.shape()):
+        raise UnsupportedProgram(
+            f"latent site {name!r} has values of shape {list(fn.shape())}, and its support {support} is of values "
+            f"with at least {axes} axes: take constraints.independent away from it, or give the site a longer shape"
+        )
     return support
 
 
