@@ -267,6 +267,49 @@ def moments_of_hidden_markov() -> Moments:
     return {name: tuple(np.array([exact[k][i] for k in keys]) for i in (0, 1)) for name, keys in pairs.items()}
 
 
+# --- predators and prey -------------------------------------------------------------------------------
+
+
+def lynxes_and_hares() -> tuple[np.ndarray]:
+    """Pelts in thousands, hares and lynxes, 1900 to 1920 (hudson_lynx_hare), [21, 2]."""
+    hares = [30.0, 47.2, 70.2, 77.4, 36.3, 20.6, 18.1, 21.4, 22.0, 25.4, 27.1]
+    hares += [40.3, 57.0, 76.6, 52.3, 19.5, 11.2, 7.6, 14.6, 16.2, 24.7]
+    lynxes = [4.0, 6.1, 9.8, 35.2, 59.4, 41.7, 19.0, 13.0, 8.3, 9.1, 7.4]
+    lynxes += [8.0, 12.3, 19.5, 45.7, 51.1, 29.7, 15.8, 9.7, 10.1, 8.6]
+    return (np.stack([hares, lynxes], 1),)
+
+
+def lotka_volterra(y):
+    """A differential equation by Runge-Kutta, two steps a year; it has modes that miss the period."""
+    loc, scale = torch.tensor([1.0, 0.05, 1.0, 0.05]), torch.tensor([0.5, 0.05, 0.5, 0.05])
+    theta = pyro.sample("theta", dist.FoldedDistribution(dist.Normal(loc, scale)).to_event(1))
+    z = pyro.sample("z_init", dist.LogNormal(math.log(10.0), 1.0).expand([2]).to_event(1))
+    sigma = pyro.sample("sigma", dist.LogNormal(-1.0, 1.0).expand([2]).to_event(1))
+
+    def slope(z):
+        return torch.stack([(theta[0] - theta[1] * z[1]) * z[0], (theta[3] * z[0] - theta[2]) * z[1]])
+
+    years, step = [z], 0.5
+    for _ in range(len(y) - 1):
+        for _ in range(2):
+            k1 = slope(z)
+            k2 = slope(z + step / 2 * k1)
+            k3 = slope(z + step / 2 * k2)
+            z = z + step / 6 * (k1 + 2 * k2 + 2 * k3 + slope(z + step * k3))
+        years.append(z)
+    with pyro.plate("years", len(y)):
+        pyro.sample("y", dist.LogNormal(torch.stack(years).log(), sigma).to_event(1), obs=y)
+
+
+def moments_of_lotka_volterra() -> Moments:
+    """Stan's (Carpenter 2018, "Predator-prey population dynamics: the Lotka-Volterra model in Stan")."""
+    return {
+        "theta": (np.array([0.55, 0.028, 0.80, 0.024]), np.array([0.064, 0.0043, 0.092, 0.0036])),
+        "z_init": (np.array([33.96, 5.95]), np.array([2.9, 0.53])),
+        "sigma": (np.array([0.25, 0.25]), np.array([0.044, 0.044])),
+    }
+
+
 # --- a Gaussian process, whose data are one draw ------------------------------------------------------
 
 
@@ -347,6 +390,9 @@ POSTERIORS = {
     "ARMA by errors": Posterior(arma_by_errors, arma_series(), moments_of_arma, 0.43, 0.055),
     "GARCH": Posterior(garch, garch_series(), moments_of_garch, 0.5, 0.3),
     "hidden Markov": Posterior(hidden_markov, states(), moments_of_hidden_markov, 0.43, 0.12),
+    "Lotka-Volterra": Posterior(
+        lotka_volterra, lynxes_and_hares(), moments_of_lotka_volterra, 0.7, 0.3, curvature="hessian"
+    ),
     "Gaussian process": Posterior(gaussian_process, curve(), moments_of_gaussian_process, 0.43, 0.2),
     "no success": Posterior(rate, (np.array(0.0), 10), moments_of_rate, 0.5, 0.36),
     "precision of BUGS": Posterior(precision_of_bugs, measurements(), moments_of_precision, 0.3, 0.07),

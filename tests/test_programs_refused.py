@@ -201,6 +201,27 @@ def observe_with(noise, mean, y) -> None:
         pyro.sample("y", dist.Normal(mean, noise), obs=y)
 
 
+def item_response(y):
+    """Abilities, difficulties and inverse discriminations can all shrink together: only their priors tell."""
+    sigma_a = pyro.sample("sigma_a", dist.HalfCauchy(2.0))
+    sigma_b = pyro.sample("sigma_b", dist.HalfCauchy(2.0))
+    mu_b = pyro.sample("mu_b", dist.Normal(0.0, 5.0))
+    people, items = pyro.plate("people", y.shape[0], dim=-2), pyro.plate("items", y.shape[1], dim=-1)
+    with people:
+        ability = pyro.sample("ability", dist.Normal(0.0, 1.0))
+    with items:
+        a = pyro.sample("a", dist.LogNormal(0.0, sigma_a))
+        b = pyro.sample("b", dist.Normal(mu_b, sigma_b))
+    with people, items:
+        pyro.sample("y", dist.Bernoulli(logits=a * (ability - b)), obs=y)
+
+
+def answers() -> torch.Tensor:
+    """Of 60 people to 20 items."""
+    logits = (0.5 * noise(20)).exp() * (noise(61, 1)[1:] - 0.3 - noise(21)[1:])
+    return torch.bernoulli(torch.sigmoid(logits), generator=torch.Generator().manual_seed(0))
+
+
 def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -224,6 +245,12 @@ def test_a_scale_that_collapses(model, dtype):
     finally:
         torch.set_default_dtype(torch.float64)
     says(error, "no maximum", "collapses to zero", *words)
+
+
+def test_a_collapse_in_which_most_of_the_model_shrinks():
+    with pytest.raises(pl.NotAMode) as error:
+        pl.fit_laplace(item_response, (answers(),), progress=False)
+    says(error, "no maximum", "collapses to zero", "'sigma_[ab]'", "non-centred", "LocScaleReparam")
 
 
 def test_a_scale_that_collapses_from_a_given_point():

@@ -23,6 +23,9 @@ _SHRUNK = 1e-2
 
 _SMALL = 1e-6
 
+_LOST = 1e-8
+"""A scale below this share of its values, which still falls, has collapsed wherever these values are."""
+
 _CLOSE = 0.1
 """Mean squared distance to the location, in scales, below which values do not explain their scale."""
 
@@ -47,12 +50,13 @@ class _Spread:
     size: float
 
 
-def refuse_collapse(objective: Objective, part: Theta) -> None:
-    """Refuse the point at which a search ended if a scale has collapsed there.
+def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False) -> None:
+    """Refuse the point at which a search stands if a scale has collapsed there.
 
     Args:
-        objective: what was minimised, from its own `theta`.
+        objective: what is minimised, from its own `theta`.
         part: the free coordinates found.
+        on_the_way: whether the search would go on, so that only what is lost beyond doubt counts.
 
     Raises:
         Collapse: naming the site whose scale collapsed, what it depends on, and the remedy.
@@ -65,7 +69,8 @@ def refuse_collapse(objective: Objective, part: Theta) -> None:
         if not spreads:
             return
         before = _spreads(objective, objective.theta, chunk)
-        suspects = {name: found for name, s in spreads.items() if (found := _collapsed(s, before[name], theta)).any()}
+        collapsed = _lost if on_the_way else _collapsed
+        suspects = {name: found for name, s in spreads.items() if (found := collapsed(s, before[name], theta)).any()}
         if not suspects:
             return
         _, gradient = objective.value_and_gradient(part)
@@ -102,12 +107,23 @@ def _spread(site: Site) -> _Spread | None:
 
 def _collapsed(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
     """Which entries have collapsed, bool of the site's shape."""
-    scale = now.scale.detach()
-    small = (scale < _SHRUNK * before.scale.detach()) | (scale < _SMALL * now.size)
-    unresolved = scale < 4 * torch.finfo(theta.dtype).eps * now.size
+    small = _small(now, before)
     squares = now.distance[small].square()
     close = bool(len(squares)) and float(squares.mean()) < _CLOSE
-    return small if close else small & unresolved
+    return small if close else _lost(now, before, theta)
+
+
+def _lost(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
+    """Which entries have a scale too small to tell apart what it spreads, bool of the site's shape."""
+    # values need not be close: where a whole model shrinks (a test's abilities, difficulties and inverse
+    # discriminations), they stay about a scale from their location
+    lost = now.scale.detach() < max(4 * torch.finfo(theta.dtype).eps, _LOST) * now.size
+    return _small(now, before) & lost
+
+
+def _small(now: _Spread, before: _Spread) -> Tensor:
+    scale = now.scale.detach()
+    return (scale < _SHRUNK * before.scale.detach()) | (scale < _SMALL * now.size)
 
 
 def _message(objective: Objective, name: str, latents: list[str], before: _Spread, now: _Spread, which: Tensor) -> str:

@@ -18,7 +18,8 @@ from pyro_laplace.mode.collapse import Collapse, refuse_collapse
 from pyro_laplace.mode.descent import descend
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
-from pyro_laplace.mode.training import train
+from pyro_laplace.mode.starts import log_mass, search
+from pyro_laplace.mode.training import check_num_steps, train
 from pyro_laplace.program import Chunk, Program, init_to_start
 
 SMALL = 200
@@ -39,7 +40,8 @@ def fit_map(
 
     AutoDelta maximises the density of the *constrained* values, ``log p(y, x)``. Ordinary params of the model (a
     network's weights without a prior) train along; params that the log prior depends on are hyperparameters, and stay.
-    A program of at most 200 coordinates is taken to its mode by Newton's method in the end, however badly scaled it is.
+    A program of at most 200 coordinates is taken to its mode by Newton's method in the end, however badly scaled it is;
+    if nothing but its latent sites is to be trained, by Newton's method alone, and from a few starts: `starts.search`.
 
     Args:
         model: a Pyro program.
@@ -60,58 +62,89 @@ def fit_map(
         NotAMode: if there is no mode, because a scale collapses to zero; naming its site.
     """
     start = time.perf_counter()
+    check_num_steps(num_steps)
     data = as_data(data)
     program = Program.trace(model, data)
     program.visit(data)
     seen = poutine.block(model, hide=sorted(program.hidden)) if program.hidden else model
     guide = AutoDelta(seen, init_loc_fn=init_to_start)
     name_apart(guide)
-    train(
-        program,
-        guide,
-        data,
-        hide=hyperparameters(program, data),
-        optim=optim,
-        num_steps=num_steps if program.num_params > SMALL or optim is not None else min(num_steps, 300),
-        learning_rate=learning_rate,
-        tolerance=tolerance,
-        progress=progress,
-        description="MAP",
-    )
-    _finish(program, guide, data)
+    held, trained = params_of(program, data)
+    small = program.num_params <= SMALL
+    if not (small and optim is None and not trained and _search(program, guide, data)):
+        train(
+            program,
+            guide,
+            data,
+            hide=held,
+            optim=optim,
+            num_steps=min(num_steps, 300) if small and optim is None else num_steps,
+            learning_rate=learning_rate,
+            tolerance=tolerance,
+            progress=progress,
+            description="MAP",
+        )
+        _finish(program, guide, data)
     guide.fit_seconds = time.perf_counter() - start
     return guide
 
 
-def hyperparameters(program: Program, data: Data) -> frozenset[str]:
-    """Names of the Pyro params that the log prior depends on."""
+def params_of(program: Program, data: Data) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the Pyro params that the log prior depends on, the hyperparameters, and those of all others."""
     chunk = Chunk(data.first())
     with undisturbed(), torch.enable_grad():
         run = program.run(program.start, chunk)
         params = {name: value for name, value in run.params.items() if value.requires_grad}
         log_prior = program.log_prior_of(run, program.start)
         if not params or not log_prior.requires_grad:
-            return frozenset()
+            return frozenset(), frozenset(params)
         gradients = torch.autograd.grad(log_prior, list(params.values()), allow_unused=True)
-    return frozenset(name for name, gradient in zip(params, gradients, strict=True) if gradient is not None)
+    held = frozenset(name for name, gradient in zip(params, gradients, strict=True) if gradient is not None)
+    return held, frozenset(params) - held
+
+
+def _objective(program: Program, data: Data, theta: Theta) -> Objective:
+    """Minus the log joint density of the constrained values, over all of theta."""
+    return Objective(program, data, False, theta, torch.arange(len(theta), device=theta.device))
+
+
+def _search(program: Program, guide: AutoDelta, data: Data) -> bool:
+    """Move the guide of a small program to the mode by Newton's method alone; whether that reached one."""
+    batch = data.first()
+    guide(*batch.args, **batch.kwargs)  # makes the params of guide and model, which cannot be made under torch.func
+    objective = _objective(program, data, program.start)
+    try:
+        found = search(objective, data)
+        if not found.settled:  # the density of theta may yet show why
+            objective = replace(objective, jacobian=True)
+            minimise(objective)
+            return False
+        theta = found.theta
+    except Collapse as collapse:
+        theta = _from_wide_scales(objective, collapse)
+    _move(guide, program, theta)
+    return True
 
 
 def _finish(program: Program, guide: AutoDelta, data: Data) -> None:
     """Move the guide of a small program to the mode of the constrained density; see that a large one has a mode."""
     batch = data.first()
     theta = program.pack({k: v for k, v in guide.median(*batch.args, **batch.kwargs).items() if k in program.latents})
-    start = program.start.to(theta)
-    index = torch.arange(len(theta), device=theta.device)
+    start = _objective(program, data, program.start.to(theta))
     try:
         if len(theta) <= SMALL:
-            objective = Objective(program, data, False, theta, index)
+            objective = _objective(program, data, theta)
             theta = objective.embed(minimise(objective))
         # from the very start: training may have left a scale so small that the search did not see it fall
-        refuse_collapse(Objective(program, data, False, start, index), theta.double())
+        refuse_collapse(start, theta.double())
         if len(theta) > SMALL:
             return
     except Collapse as collapse:
-        theta = _from_wide_scales(Objective(program, data, False, start, index), collapse)
+        theta = _from_wide_scales(start, collapse)
+    _move(guide, program, theta)
+
+
+def _move(guide: AutoDelta, program: Program, theta: Theta) -> None:
     for name, value in program.unpack(theta).items():
         deep_setattr(guide, name, value)
 
@@ -129,22 +162,24 @@ def _from_wide_scales(objective: Objective, collapse: Collapse) -> Theta:
         Collapse: the first one, if the scale falls to zero again and again.
     """
     layout, small = objective.program.layout, len(objective.theta) <= SMALL
-    search, factors = (minimise, _WIDER) if small else (descend, _WIDER[:1])
+    descent, factors = (minimise, _WIDER) if small else (descend, _WIDER[:1])
     latents = dict.fromkeys(collapse.latents)
     for factor in factors:
         held = torch.cat([objective.index[layout[name]] for name in latents])
         rest = objective.index[~torch.isin(objective.index, held)]
         theta = objective.theta.index_add(0, held, torch.full_like(objective.theta[held], math.log(factor)))
         try:
-            for index in (rest, objective.index):
-                moved = replace(objective, theta=theta, index=index)
-                theta = moved.embed(search(moved))
+            fixed = replace(objective, theta=theta, index=rest)
+            moved = replace(objective, theta=fixed.embed(descent(fixed)))
+            part = descent(moved)
+            if small and log_mass(moved, part) == -math.inf:
+                continue
         except Collapse as again:
             if factor > 1.0 and latents.keys() >= set(again.latents):
                 break
             latents |= dict.fromkeys(again.latents)
             continue
-        return theta
+        return moved.embed(part)
     raise collapse
 
 

@@ -13,6 +13,9 @@ _STEPS = 500
 _MAX_DAMPING = 1e40
 """A search that has run far out along a bounded site needs much to come back: curvature there is all but zero."""
 
+_GLANCE_EVERY = 20
+"""Steps between looks at whether a scale collapses: the density grows for ever, and ever more slowly."""
+
 _ROUGH_AFTER = 50
 """Steps after which a decrement of 0.01 sqrt(params) is good enough: quadratic convergence has failed to set in."""
 
@@ -44,7 +47,7 @@ class Quadratic:
         return (self.vectors @ move) / self.scale, float(gain)
 
 
-def minimise(objective: Objective) -> Theta:
+def minimise(objective: Objective, steps: int = _STEPS) -> Theta:
     """The minimum of minus the log joint over the objective's free coordinates, float64.
 
     Steps are damped until the objective falls. Where it cannot resolve the fall any more (rounding), undamped steps go
@@ -52,6 +55,7 @@ def minimise(objective: Objective) -> Theta:
 
     Args:
         objective: what to minimise, from its own `theta`.
+        steps: at most so many.
 
     Returns:
         the free coordinates [params] at the best point found.
@@ -59,21 +63,23 @@ def minimise(objective: Objective) -> Theta:
     Raises:
         NotAMode: if a scale collapsed to zero on the way, naming its site.
     """
-    part = _search(objective)
+    part = _search(objective, steps)
     refuse_collapse(objective, part)
     return part
 
 
-def _search(objective: Objective) -> Theta:
+def _search(objective: Objective, most: int) -> Theta:
     part = objective.start
     value, gradient = objective.value_and_gradient(part)
     if not bool(torch.isfinite(value)):
         return part
-    damping, model = 1e-3, _model(objective, part, gradient)
-    for steps in range(_STEPS):
+    damping, model = 1e-3, quadratic(objective, part, gradient)
+    for steps in range(most):
         noise = 4 * objective.resolution * abs(float(value))
         if model.step(0.0)[1] <= noise:
             return _finish(objective, part, model)
+        if steps and steps % _GLANCE_EVERY == 0:
+            refuse_collapse(objective, part, on_the_way=True)
         if steps >= _ROUGH_AFTER and model.decrement <= 0.01 * len(part) ** 0.5:
             return part
         while True:
@@ -85,7 +91,7 @@ def _search(objective: Objective) -> Theta:
             if damping > _MAX_DAMPING:
                 return part
         part, value = part + step, trial
-        model, damping = _model(objective, part, trial_gradient), max(damping / 10, 1e-12)
+        model, damping = quadratic(objective, part, trial_gradient), max(damping / 10, 1e-12)
     return part
 
 
@@ -96,14 +102,15 @@ def _finish(objective: Objective, part: Theta, model: Quadratic) -> Theta:
         value, gradient = objective.value_and_gradient(trial)
         if not bool(torch.isfinite(value)):
             return part
-        moved = _model(objective, trial, gradient)
+        moved = quadratic(objective, trial, gradient)
         if not moved.decrement < 0.5 * model.decrement:
             return trial if moved.decrement < model.decrement else part
         part, model = trial, moved
     return part
 
 
-def _model(objective: Objective, part: Theta, gradient: Theta) -> Quadratic:
+def quadratic(objective: Objective, part: Theta, gradient: Theta) -> Quadratic:
+    """The quadratic model of the objective at a point, where `gradient` is its gradient."""
     matrix = torch.nan_to_num(objective.hessian(part), nan=0.0, posinf=0.0, neginf=0.0)
     diagonal = matrix.diagonal().abs()
     scale = diagonal.clamp(min=1e-12 * float(diagonal.max().clamp(min=1e-300))).sqrt()

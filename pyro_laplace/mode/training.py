@@ -93,8 +93,7 @@ def train(
     Raises:
         InvalidOption: if `num_steps` is not positive.
     """
-    if num_steps < 1:
-        raise InvalidOption(f"num_steps={num_steps} leaves nothing to train: give a positive number")
+    check_num_steps(num_steps)
     batches = sum(1 for _ in data)
     optim = optim or PyroOptim(torch.optim.Adam, {"lr": learning_rate})
     model = _Share(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
@@ -122,6 +121,19 @@ def train(
             if step >= num_steps:
                 break
     return losses
+
+
+def check_num_steps(num_steps: int) -> None:
+    """Refuse a number of steps that is not positive.
+
+    Args:
+        num_steps: as the user gave it.
+
+    Raises:
+        InvalidOption: naming it.
+    """
+    if num_steps < 1:
+        raise InvalidOption(f"num_steps={num_steps} leaves nothing to train: give a positive number")
 
 
 def _forever(data: Data) -> Iterator[Batch]:

@@ -1,0 +1,161 @@
+"""The mode of a small program: Newton's method from its start, checked by searches from other points of the prior.
+
+A search ends at the nearest mode, which may have next to none of the posterior's mass (the period of an oscillation
+missed, the data explained as noise). A second search from elsewhere shows it. Modes are compared by their mass, not by
+their height: a narrow spike is high.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._compat import LinAlgError, undisturbed
+from pyro_laplace._typing import Theta
+from pyro_laplace.data import Data
+from pyro_laplace.mode.collapse import Collapse
+from pyro_laplace.mode.newton import minimise, quadratic
+from pyro_laplace.mode.objective import Objective
+from pyro_laplace.program import Program
+from pyro_laplace.program.run import Recorder, run_model
+
+_STEPS = 60
+"""Steps of the first search: Newton's method has converged by then, or runs to the border of a support."""
+
+_STEPS_OF_OTHERS = 20
+"""Steps of each further search: one that needs more started too far off to be worth its time."""
+
+_NEGLIGIBLE = 5.0
+"""Nats of log mass by which the first mode must be worse to be left: e^-5 of the posterior is under a percent."""
+
+_DRAWS = 8
+
+_SHARES = (1.0, 1.0, 0.5, 0.25)
+"""How far on the way to a prior draw further searches start: a vague prior's own draws are far from all data."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a search ended.
+
+    Attributes:
+        theta: the point.
+        log_mass: Laplace's log integral of the joint density around it; minus infinity if it is no strict mode.
+    """
+
+    theta: Theta
+    log_mass: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether the search reached a strict mode."""
+        return self.log_mass > -math.inf
+
+
+def search(objective: Objective, data: Data) -> Found:
+    """The mode that `objective` reaches from its own theta, or one with more mass that other starts lead to.
+
+    Where the first search reaches a mode, another one is left for only if it has e^5 times its mass.
+
+    Args:
+        objective: minus the log joint, over all of theta.
+        data: what further starts are chosen by.
+
+    Returns:
+        the best point found, settled or not.
+
+    Raises:
+        Collapse: if a scale collapses to zero from the objective's own theta.
+    """
+    best = _search_from(objective, objective.theta, _STEPS)
+    if not data.one_batch:
+        return best
+    for start in other_starts(objective.program, data, objective.theta):
+        try:
+            other = _search_from(objective, start, _STEPS_OF_OTHERS)
+        except Collapse:
+            continue
+        if other.log_mass > best.log_mass + (_NEGLIGIBLE if best.settled else 0.0):
+            best = other
+    return best
+
+
+def _search_from(objective: Objective, theta: Theta, steps: int) -> Found:
+    moved = replace(objective, theta=theta)
+    part = minimise(moved, steps)
+    return Found(moved.embed(part), log_mass(moved, part))
+
+
+def log_mass(objective: Objective, part: Theta) -> float:
+    """``log p(y, x*) + log |dx / dtheta| + P/2 log 2 pi - 1/2 logdet H`` at a mode, with H in theta.
+
+    Args:
+        objective: minus the log joint.
+        part: its free coordinates.
+
+    Returns:
+        the log mass in nats; minus infinity where H is not positive definite or the gradient does not vanish.
+    """
+    value, gradient = objective.value_and_gradient(part)
+    if not bool(value.isfinite()):
+        return -math.inf
+    model = quadratic(objective, part, gradient)
+    if float(model.curvature.min()) <= 0 or not model.decrement <= 0.1 * len(part) ** 0.5:
+        return -math.inf
+    height, _ = replace(objective, jacobian=True).value_and_gradient(part)
+    log_det = float(model.curvature.log().sum() + 2 * model.scale.log().sum())
+    return -float(height) + 0.5 * len(part) * math.log(2 * math.pi) - 0.5 * log_det
+
+
+def other_starts(program: Program, data: Data, theta: Theta) -> Iterator[Theta]:
+    """Points on the way from theta to draws from the prior: at each distance the one that makes the data likeliest.
+
+    The random state stays as it is.
+
+    Args:
+        program: the traced program.
+        data: one batch.
+        theta: its own start.
+
+    Yields:
+        theta, unconstrained.
+    """
+    with undisturbed(), torch.no_grad():
+        draws = [_draw_prior(program, data, theta) for _ in range(_DRAWS)]
+    for share in _SHARES:
+        with undisturbed(), torch.no_grad():
+            log_lik = [_log_lik(program, data, theta + share * (draw - theta)) for draw in draws]
+        best = log_lik.index(max(log_lik))
+        if log_lik[best] > -math.inf:
+            yield theta + share * (draws.pop(best) - theta)
+
+
+def _draw_prior(program: Program, data: Data, theta: Theta) -> Theta:
+    """A draw of all latent sites; within 2 of theta, as Stan starts, where a prior cannot be drawn from."""
+
+    def draw(msg: Mapping[str, Any]) -> Tensor:
+        latent = program.latents[msg["name"]]
+        try:
+            with warnings.catch_warnings():  # of what a draw is: this one is but a start
+                warnings.simplefilter("ignore")
+                return msg["fn"].sample()
+        except NotImplementedError:
+            near = theta[latent.slice]
+            return latent.constrain(near + 4 * torch.rand_like(near) - 2)
+
+    run = run_model(program.model, data.first(), Recorder({}, frozenset(program.observed), fill=draw))
+    drawn = program.pack({name: site.value for name, site in run.latents.items()})
+    return torch.where(drawn.isfinite(), drawn, theta)
+
+
+def _log_lik(program: Program, data: Data, theta: Theta) -> float:
+    """Log likelihood of all data; minus infinity where it cannot be computed."""
+    try:
+        total = sum(float(program.log_joint(theta, chunk, prior=0.0)) for chunk in program.chunks(data))
+    except LinAlgError:
+        return -math.inf
+    return total if math.isfinite(total) else -math.inf
