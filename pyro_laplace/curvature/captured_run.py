@@ -41,8 +41,8 @@ class CapturedRun:
         leaves: free site to its coordinates in theta, flat; the leaves of the graph. A site of which a part is free is
             there as a whole.
         capture: what consumed the free sites' values; None if that was not asked for.
-        verdicts: by sites, whether the program was found to have the structure that factors need. The runs of a pass
-            share them: it is found out once.
+        verdicts: by sites, whether the program was found to have the structure that factors need ("rows"), or all uses
+            were seen ("uses"). The runs of a pass share them: it is found out once.
     """
 
     program: Program
@@ -51,7 +51,7 @@ class CapturedRun:
     run: Run = field(default_factory=Run)
     leaves: Mapping[str, Tensor] = field(default_factory=dict)
     capture: Capture | None = None
-    verdicts: dict[frozenset[str], bool] = field(default_factory=dict)
+    verdicts: dict[tuple[str, frozenset[str]], bool] = field(default_factory=dict)
 
     @staticmethod
     def make(program: Program, point: Point, chunk: Chunk, captured: bool = True) -> "CapturedRun":
@@ -109,12 +109,11 @@ class CapturedRun:
         first = int(index.reshape(-1)[0])
         return next(name for name, place in self.program.layout.items() if place.start <= first < place.stop)
 
-    def over_free(self, leaves: Mapping[str, Tensor], whole: bool = False) -> Theta:
-        """Something given by free site, zero where it is not, over the free coordinates or `whole` theta, float64."""
-        total = torch.zeros(len(self.point.theta), dtype=torch.float64, device=self.point.theta.device)
-        for name, value in leaves.items():
-            total[self.program.layout[name]] = value.double()
-        return total if whole or len(self.point.index) == len(total) else total[self.point.index]
+    def add_over_free(self, total: Theta, leaves: Mapping[str, Tensor]) -> None:
+        """Add something that is given by free site, and zero elsewhere, to a vector over the free coordinates."""
+        for name, (span, own) in self.point.spans(self.program).items():
+            if name in leaves:
+                total[span] += leaves[name][own]
 
     def gradient(self, scalar: Scalar, create_graph: bool = False) -> dict[str, Tensor]:
         """The gradient of something that the run computed, by free site that it depends on."""

@@ -59,7 +59,7 @@ class Pass:
         self._only: CapturedRun | None = None
         self._tally: Tally | None = None
         self._prior: Prior | None = None
-        self._verdicts: dict[frozenset[str], bool] = {}
+        self._verdicts: dict[tuple[str, frozenset[str]], bool] = {}
 
     def runs(self, captured: bool = True) -> Iterator[CapturedRun]:
         """The run of every chunk; it is of use until the next one is asked for.
@@ -114,7 +114,7 @@ class Pass:
 
     def _add(self, tally: Tally, run: CapturedRun, prior: bool) -> None:
         tally.log_lik += float(run.score.log_lik)
-        tally.gradient += run.over_free(run.score.leaves)
+        run.add_over_free(tally.gradient, run.score.leaves)
         if prior:
             self._prior = prior_of(run, self.jacobian)
             tally.gradient += self._prior.log_gradient

@@ -68,10 +68,12 @@ def direct_of(run: CapturedRun, root: Root | None, point: Point) -> Direct | Non
     if len(layers) != 1 or captured.scales or captured.opaque or layers[0].index.numel() != len(point.index):
         return None
     names = point.sites(run.program)
-    if (
-        not run.score.outputs
-        or unexplained(run, captured.uses, [], run.score.outputs, run.score.leaves, names) != set()
-    ):
+    if not run.score.outputs:
+        return None
+    if ("uses", names) not in run.verdicts:
+        unsure = unexplained(run, captured.uses, [], run.score.outputs, run.score.leaves, names)
+        run.verdicts["uses", names] = unsure == set()
+    if not run.verdicts["uses", names]:
         return None
     (layer,) = layers
     live = information.weight != 0

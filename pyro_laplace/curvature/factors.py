@@ -168,9 +168,9 @@ def factor(run: CapturedRun, root: Root, point: Point | None = None, check: bool
     scales = [scale for scale in captured.scales if run.site_of(scale.index) in names]
     outputs = [each.output for each in (*uses, *scales)]
     gradients = {name: Gradients.of_site(run, name, site, outputs) for name, site in root.sites.items()}
-    if check and names not in run.verdicts:
-        run.verdicts[names] = independent(run, gradients, uses, scales, names, STREAMED)
-    if check and not run.verdicts[names]:
+    if check and ("rows", names) not in run.verdicts:
+        run.verdicts["rows", names] = independent(run, gradients, uses, scales, names, STREAMED)
+    if check and not run.verdicts["rows", names]:
         return None
     held = [torch.arange(place.start, place.stop) for name, place in program.layout.items() if name in uncaptured]
     nothing = torch.zeros(0, dtype=torch.long, device=point.theta.device)

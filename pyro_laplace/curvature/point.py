@@ -45,6 +45,17 @@ class Point:
         """The sites of which a coordinate is free, in trace order."""
         return names_of(program, self.index)
 
+    def spans(self, program: Program) -> dict[str, tuple[slice, slice | Tensor]]:
+        """Of each site with free coordinates, where these lie among all free ones, and which of the site's they are."""
+        found: dict[str, tuple[slice, slice | Tensor]] = {}
+        start = 0
+        for name, count in counts_of(program, self.index).items():
+            if count:
+                whole, span = count == program.latents[name].size, slice(start, start + count)
+                found[name] = span, slice(None) if whole else self.index[span] - program.layout[name].start
+                start += count
+        return found
+
     @cached_property
     def _positions(self) -> Tensor:
         positions = torch.full((len(self.theta),), -1, device=self.index.device)

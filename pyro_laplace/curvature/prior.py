@@ -172,16 +172,15 @@ def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
         log_density = add_up(terms, theta)
         used = run.gradient(log_density, create_graph=True)
         negative = torch.cat([theta[:0], *(-each for each in used.values())])
-    gradient += run.over_free({name: each.detach() for name, each in used.items()}, whole=True)
+    run.add_over_free(gradient, {name: each.detach() for name, each in used.items()})
     positions = point.positions() if used else point.index
     place = torch.cat([point.index[:0], *(positions[program.layout[name]] for name in used)])
     total = sum(log_p.values(), log_density.detach())
-    partial = len(point.index) < len(theta)
     return Prior(
         float(total),
         _of_free(run, log_p, total, rest, log_density, jacobian),
-        gradient[point.index] if partial else gradient,
-        precision[point.index] if partial else precision,
+        gradient,
+        precision,
         negative,
         [run.leaves[name] for name in used],
         place,
@@ -189,18 +188,20 @@ def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
 
 
 def _of_normals(run: CapturedRun, normals: Mapping[str, Any]) -> tuple[Theta, dict[str, Scalar], Theta]:
-    """Precision and gradient [theta], zero beside the Normal sites, and the log density of each of these."""
-    theta, layout = run.point.theta.double(), run.program.layout
-    precision, gradient, log_p = torch.zeros_like(theta), torch.zeros_like(theta), {}
+    """Precision and gradient over the free coordinates, zero beside the Normal sites, and their log densities."""
+    theta, layout, spans = run.point.theta, run.program.layout, run.point.spans(run.program)
+    precision, log_p = torch.zeros(len(run.point.index), dtype=torch.float64, device=theta.device), {}
+    gradient = torch.zeros_like(precision)
     for name, fn in normals.items():
-        place, shape = layout[name], run.run.latents[name].value.shape
+        shape = run.run.latents[name].value.shape
         loc, scale = (_without_copies(param.detach(), shape) for param in (fn.loc, fn.scale))
-        precision[place] = prec = scale.square().reciprocal()
-        deviation = loc - theta[place]
-        pull = torch.mul(deviation, prec, out=gradient[place])
-        count = len(deviation)
+        prec, deviation = scale.square().reciprocal(), loc - theta[layout[name]].double()
+        pull, count = deviation * prec, len(deviation)
         log_det = scale.log().sum() if scale.dim() else count * scale.log()
         log_p[name] = -0.5 * (deviation @ pull) - log_det - 0.5 * count * math.log(2 * math.pi)
+        if name in spans:
+            span, own = spans[name]
+            precision[span], gradient[span] = prec[own] if prec.dim() else prec, pull[own]
     return precision, log_p, gradient
 
 
