@@ -126,10 +126,13 @@ def likelihood_diagonal(curvature: Curvature, visit: Pass, point: Point | None =
     """The diagonal of `likelihood_matrix`, [params]."""
     point = visit.point if point is None else point
     total = torch.zeros(len(point.index), dtype=torch.float64, device=point.theta.device)
+    layers: list[tuple[Tensor, Tensor]] = []
     for run, root in curvature.roots(visit):
         direct = direct_of(run, root, point)
         if direct is not None:
-            total[direct.index] += direct.diagonal()
+            if not layers or not torch.equal(layers[-1][0], direct.index):
+                layers.append((direct.index, torch.zeros_like(direct.index, dtype=torch.float64)))
+            layers[-1][1].add_(direct.diagonal())
             continue
         captured = factors_over(run, root, point, STREAMED)
         for factors in captured or ():
@@ -139,6 +142,8 @@ def likelihood_diagonal(curvature: Curvature, visit: Pass, point: Point | None =
                 total[columns] += block.double().square().sum(1)
         for rest in _rests(curvature, root, run.program, point, run.chunk):
             total += hessian_diagonal(rest, point.part)[0]
+    for index, sums in layers:
+        total[index] += sums
     return total
 
 
