@@ -22,7 +22,7 @@ from pyro_laplace.mixture import LaplaceMixture, fit_mixture
 from pyro_laplace.mode import SMALL, Objective, descend, fit_map, minimise
 from pyro_laplace.mode.point import point_of
 from pyro_laplace.precision import Precision, Structure, build_precision, check_combination, check_structure
-from pyro_laplace.program import Program
+from pyro_laplace.program import LastLayer, Program
 from pyro_laplace.subset import Subnetwork, Subset, free_index, select
 
 _GAUSS_NEWTON_STEPS = 20
@@ -140,9 +140,10 @@ def fit_laplace(
     measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
     generator = subset.generator() if isinstance(subset, Subnetwork) else None
     with undisturbed(), torch.no_grad():
-        first = FirstRun() if subset == "all" else None
-        program = Program.trace(model, data, point_of(map_guide, data), first)
-        random = select(subset, program, data)
+        first, layers = FirstRun() if subset == "all" else None, LastLayer() if subset == "last_layer" else None
+        watchers = [watcher for watcher in (first, layers) if watcher is not None]
+        program = Program.trace(model, data, point_of(map_guide, data), watchers)
+        random = select(subset, program, data, None if layers is None or program.hidden else layers.sites)
         search = _Search(program, data, free_index(program, random), structure, measure, jacobian, first)
         theta = search.move(program.start, polish, given)
         if isinstance(subset, Subnetwork) and generator is not None:

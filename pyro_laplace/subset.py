@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat import undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data
@@ -113,7 +111,7 @@ Subset = str | Iterable[str] | Callable[[str], bool] | Subnetwork
 """What `subset=` may be."""
 
 
-def select(subset: Subset, program: Program, data: Data) -> tuple[str, ...]:
+def select(subset: Subset, program: Program, data: Data, last: frozenset[str] | None = None) -> tuple[str, ...]:
     """The random sites, in trace order.
 
     Args:
@@ -122,6 +120,7 @@ def select(subset: Subset, program: Program, data: Data) -> tuple[str, ...]:
             later and may lie in any site (of its mask).
         program: the traced program.
         data: the data.
+        last: the sites of the last layer, where they are known.
 
     Returns:
         their names, at least one.
@@ -136,7 +135,13 @@ def select(subset: Subset, program: Program, data: Data) -> tuple[str, ...]:
     if isinstance(subset, str) and subset == "all":
         return names
     if isinstance(subset, str) and subset == "last_layer":
-        return _last_layer(program, data)
+        found = last_layer(program, data) if last is None else last
+        if not found:
+            raise InvalidOption(
+                "subset='last_layer': no product of an activation with a latent site was found before the observed "
+                f"sites; name the sites of the last layer instead, among {list(names)}"
+            )
+        return tuple(name for name in names if name in found)
     if callable(subset):
         chosen = tuple(name for name in names if subset(name))
         if not chosen:
@@ -173,26 +178,3 @@ def counts_of(program: Program, index: Tensor) -> dict[str, int]:
     stops = torch.tensor([place.stop for place in program.layout.values()], device=index.device)
     before = [0, *torch.searchsorted(index, stops).tolist()]
     return {name: stop - start for name, start, stop in zip(program.layout, before, before[1:], strict=False)}
-
-
-def _last_layer(program: Program, data: Data) -> tuple[str, ...]:
-    chunk = next(program.chunks(data))
-
-    def outputs(values: Mapping[str, Tensor]) -> list[Tensor]:
-        return [param for site in program.run_at(values, chunk).observed.values() for param in _parameters(site.fn)]
-
-    with undisturbed():
-        found = last_layer(outputs, program.unpack(program.start))
-    if not found:
-        raise InvalidOption(
-            "subset='last_layer': no product of an activation with a latent site was found before the observed sites; "
-            f"name the sites of the last layer instead, among {list(program.latents)}"
-        )
-    return tuple(name for name in program.latents if name in found)
-
-
-def _parameters(fn: Any) -> list[Tensor]:
-    """The tensors that a distribution was made of, wrappers seen through."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return [value for value in vars(fn).values() if isinstance(value, Tensor)]

@@ -79,7 +79,7 @@ def test_it_is_the_run_that_a_pass_would_make(structure, data, point, monkeypatc
 def test_it_is_not_given_where_it_is_another(other, data, point):
     first = FirstRun()
     values = {**point, "noise": torch.tensor(0.5)} if other == "constrained" else point
-    program = Program.trace(Model(scale_is_random=other == "constrained"), as_data(data), values, first)
+    program = Program.trace(Model(scale_is_random=other == "constrained"), as_data(data), values, [first])
     everything = torch.arange(program.num_params)
     theta = program.start + 1e-9 if other == "point" else program.start
     index = everything[1:] if other == "subset" else everything
@@ -90,7 +90,7 @@ def test_it_is_not_given_where_it_is_another(other, data, point):
 
 def test_it_is_given_once(data, point):
     first = FirstRun()
-    program = Program.trace(Model(), as_data(data), point, first)
+    program = Program.trace(Model(), as_data(data), point, [first])
     where = Point(program.start, torch.arange(program.num_params))
     chunk = next(program.chunks(as_data(data)))
     assert first.at(program, where, chunk) is not None

@@ -1,6 +1,7 @@
 """The Pyro program, traced once: its latent and observed sites, and its densities as functions of theta."""
 
 from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.graph import LastLayer, last_layer
 from pyro_laplace.program.initial import init_to_start
 from pyro_laplace.program.program import Program, add_up, datum_weight, log_lik_of, sum_log_lik
 from pyro_laplace.program.run import Run, Site, is_enumerated, without_masked_nan
@@ -10,6 +11,7 @@ from pyro_laplace.program.supports import FromTriangle, LowerTriangle
 __all__ = [
     "Chunk",
     "FromTriangle",
+    "LastLayer",
     "Latent",
     "LowerTriangle",
     "Program",
@@ -19,6 +21,7 @@ __all__ = [
     "datum_weight",
     "init_to_start",
     "is_enumerated",
+    "last_layer",
     "log_lik_of",
     "sum_log_lik",
     "without_masked_nan",

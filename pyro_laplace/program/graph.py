@@ -8,12 +8,18 @@ operation's bias.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from pyro_laplace._compat import undisturbed
+from pyro_laplace.data import Batch, Data
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.run import Run
 
 _PRODUCTS = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "einsum",
@@ -55,8 +61,15 @@ class GraphMode(TorchFunctionMode):
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._nodes = {id(value): _Node({name}, set()) for name, value in values.items()}
-        self._alive: list[Any] = list(values.values())  # so that no id is given out twice
+        self._nodes: dict[int, _Node] = {}
+        self._alive: list[Any] = []  # so that no id is given out twice
+        for name, value in values.items():
+            self.follow(name, value)
+
+    def follow(self, name: str, value: Tensor) -> None:
+        """Follow a latent value from here on."""
+        self._nodes[id(value)] = _Node({name}, set())
+        self._alive.append(value)
 
     def operations(self, tensor: Tensor) -> set[Operation]:
         """The operations that a tensor went through."""
@@ -97,19 +110,56 @@ def last(operations: set[Operation]) -> set[Operation]:
     return operations - passed
 
 
-def last_layer(run: Callable[[Mapping[str, Tensor]], list[Tensor]], values: Mapping[str, Tensor]) -> set[str]:
-    """The latent sites of the last operations with parameters before the given outputs.
+class LastLayer:
+    """Looks on while a program is traced, and finds the sites of its last layer.
 
-    Args:
-        run: runs the program with latent values and returns the parameters of its observed distributions.
-        values: a value for every latent site.
-
-    Returns:
-        their names; none where no parameter meets an activation in a product.
+    Attributes:
+        sites: the latent sites of the last operations with parameters before the observed sites; none where no
+            parameter meets an activation in a product.
     """
-    values = {name: value.clone() for name, value in values.items()}
-    mode = GraphMode(values)
-    with torch.no_grad(), mode:
-        outputs = run(values)
-    operations: set[Operation] = set().union(*(mode.operations(output) for output in outputs))
-    return set().union(*(operation.latents for operation in last(operations)))
+
+    def __init__(self) -> None:
+        self.sites: frozenset[str] = frozenset()
+        self._mode = GraphMode({})
+
+    def __enter__(self) -> None:
+        """Look on from here on."""
+        self._mode.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Look on no more."""
+        self._mode.__exit__(kind, error, trace)
+
+    def latent(self, name: str, leaf: Tensor, value: Tensor) -> None:
+        """A latent site has its value."""
+        self._mode.follow(name, value)
+
+    def keep(self, run: Run, batch: Batch) -> None:
+        """The program has run."""
+        operations: set[Operation] = set()
+        for site in run.observed.values():
+            operations |= set().union(*(self._mode.operations(param) for param in _parameters(site.fn)))
+        self.sites = frozenset().union(*(operation.latents for operation in last(operations)))
+        self._mode = GraphMode({})
+
+
+def last_layer(program: Program, data: Data) -> frozenset[str]:
+    """The sites of a traced program's last layer, by another run: what is enumerated is summed out in it."""
+    found, chunk = LastLayer(), next(program.chunks(data))
+    values = {name: value.clone() for name, value in program.unpack(program.start).items()}
+    with undisturbed(), torch.no_grad():
+        for name, value in values.items():
+            found.latent(name, value, value)
+        with found:
+            run = program.run_at(values, chunk)
+        found.keep(run, chunk.batch)
+    return found.sites
+
+
+def _parameters(fn: Any) -> list[Tensor]:
+    """The tensors that a distribution was made of, wrappers seen through."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return [value for value in vars(fn).values() if isinstance(value, Tensor)]

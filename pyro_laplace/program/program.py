@@ -1,6 +1,6 @@
 """The Pyro program as functions of theta: log prior, log likelihood per datum, and the distributions of its data."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -64,7 +64,7 @@ class Program:
 
     @staticmethod
     def trace(
-        model: Callable[..., Any], data: Data, values: Values | None = None, watcher: Watcher | None = None
+        model: Callable[..., Any], data: Data, values: Values | None = None, watchers: Sequence[Watcher] = ()
     ) -> "Program":
         """Run the model and read its structure.
 
@@ -72,7 +72,7 @@ class Program:
             model: a Pyro program.
             data: what it is called with; observed sites are those that have a value on this call.
             values: value of every latent site; without them they start from `init_to_start`.
-            watcher: looks on at the run.
+            watchers: look on at the run.
 
         Returns:
             the program, whose `start` is theta at these values.
@@ -84,8 +84,8 @@ class Program:
             first = data.first()
             fill = start_value if values is None else refuse_missing
             with torch.enable_grad():
-                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True, watcher=watcher))
-            if watcher is not None:
+                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True, watchers=watchers))
+            for watcher in watchers:
                 watcher.keep(run, first)
             drew = before is not None and not before.is_current()
             refuse_no_likelihood(run, data.one_batch)

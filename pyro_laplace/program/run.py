@@ -1,6 +1,6 @@
 """One run of the program with given values: what each sample statement was, and how much it counts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -121,7 +121,7 @@ class Recorder(Messenger):
             distributions are wanted). True: draw from the likelihood, data or not.
         indices: plate name to the indices it shall visit.
         leaves: whether latent values are made of leaves of a graph, which shows what depends on them.
-        watcher: is told of these.
+        watchers: are told of these.
         nesting: number of axes that plates take, to the left of which marked discrete sites have all their values at
             once; None leaves them at one value, or a draw where the observed sites are drawn.
         computed: deterministic sites whose density counts; None finds out which.
@@ -136,11 +136,11 @@ class Recorder(Messenger):
         indices: Mapping[str, Tensor] | None = None,
         leaves: bool = False,
         nesting: int | None = None,
-        watcher: Watcher | None = None,
+        watchers: Sequence[Watcher] = (),
         computed: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
-        self.nesting, self.watcher, self.computed = nesting, watcher, computed
+        self.nesting, self.watchers, self.computed = nesting, watchers, computed
         self.enumeration = None if nesting is None else Enumeration(nesting)
         self.leaves = leaves
         self.values, self.observed, self.fill, self.sample, self.indices = values, observed, fill, sample, indices or {}
@@ -241,8 +241,8 @@ class Recorder(Messenger):
         leaf = value.detach().reshape(-1).detach().requires_grad_()
         with torch.enable_grad():
             value = leaf.view(value.shape)
-        if self.watcher is not None:
-            self.watcher.latent(name, leaf, value)
+        for watcher in self.watchers:
+            watcher.latent(name, leaf, value)
         return value
 
     def _postprocess_message(self, msg: Any) -> None:
@@ -284,8 +284,8 @@ def run_model(model: Callable[..., Any], batch: Batch, recorder: Recorder) -> Ru
         if recorder.enumeration is not None:
             stack.enter_context(recorder.enumeration)
         stack.enter_context(recorder)
-        if recorder.watcher is not None:
-            stack.enter_context(recorder.watcher)
+        for watcher in recorder.watchers:
+            stack.enter_context(watcher)
         model(*batch.args, **batch.kwargs)
     return recorder.run
 
