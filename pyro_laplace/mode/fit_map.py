@@ -36,22 +36,23 @@ def fit_map(
     tolerance: float = 0.1,
     progress: bool = True,
 ) -> AutoDelta:
-    """Fit the mode of a Pyro program with `AutoDelta`, `SVI` and `Trace_ELBO`.
+    """Fit the mode of a Pyro program with `AutoDelta`: by `SVI` and `Trace_ELBO`, a small program by Newton's method.
 
     AutoDelta maximises the density of the *constrained* values, ``log p(y, x)``. Ordinary params of the model (a
     network's weights without a prior) train along; params that the log prior depends on are hyperparameters, and stay.
-    A program of at most 200 coordinates is taken to its mode by Newton's method in the end, however badly scaled it is;
-    if nothing but its latent sites is to be trained, by Newton's method alone, and from a few starts: `starts.search`.
+    A program of at most 200 coordinates is taken to its mode by Newton's method in the end, however badly scaled it is.
+    If nothing but its latent sites is to be trained, and no `optim` is given, there is no SVI before that, and the
+    search is from a few starts (`starts.search`); what is said below of training then has no use.
 
     Args:
         model: a Pyro program.
         data: a batch (tuple, dict or tensor), or a re-iterable of batches; mini-batches are weighted so that prior and
             likelihood keep their proportion, whether or not the model's plates subsample.
-        optim: a Pyro optimiser; by default Adam with `learning_rate`, lowered twice when the loss settles.
-        num_steps: at most so many SVI steps.
-        learning_rate: Adam's step size.
-        tolerance: fall of the loss over 100 steps, in nats, under which it counts as settled.
-        progress: whether to show a progress bar.
+        optim: a Pyro optimiser to train with; by default Adam, whose rate falls twice when the loss settles.
+        num_steps: of training at most so many SVI steps.
+        learning_rate: of training Adam's step size.
+        tolerance: of training the fall of the loss over 100 steps, in nats, under which it counts as settled.
+        progress: whether training shows a progress bar.
 
     Returns:
         the trained guide; `fit_seconds` on it is the wall time that the fit took.
