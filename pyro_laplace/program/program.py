@@ -1,6 +1,6 @@
 """The Pyro program as functions of theta: log prior, log likelihood per datum, and the distributions of its data."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -64,7 +64,7 @@ class Program:
 
     @staticmethod
     def trace(
-        model: Callable[..., Any], data: Data, values: Values | None = None, watchers: Sequence[Watcher] = ()
+        model: Callable[..., Any], data: Data, values: Values | None = None, watchers: Collection[Watcher] = ()
     ) -> "Program":
         """Run the model and read its structure.
 

@@ -1,6 +1,6 @@
 """One run of the program with given values: what each sample statement was, and how much it counts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -136,11 +136,11 @@ class Recorder(Messenger):
         indices: Mapping[str, Tensor] | None = None,
         leaves: bool = False,
         nesting: int | None = None,
-        watchers: Sequence[Watcher] = (),
+        watchers: Collection[Watcher] = (),
         computed: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
-        self.nesting, self.watchers, self.computed = nesting, watchers, computed
+        self.nesting, self.watchers, self.computed = nesting, tuple(watchers), computed
         self.enumeration = None if nesting is None else Enumeration(nesting)
         self.leaves = leaves
         self.values, self.observed, self.fill, self.sample, self.indices = values, observed, fill, sample, indices or {}
