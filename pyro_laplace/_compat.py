@@ -27,17 +27,25 @@ def site_is_deterministic(msg: Any) -> bool:
         return True
     if not msg["is_observed"]:
         return False
-    fn = msg["fn"]
-    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = _innermost(msg["fn"])
     return isinstance(fn, dist.Delta) and msg["value"] is fn.v
 
 
 def carries_density(fn: Any) -> bool:
     """Whether the Delta of a deterministic site has a log density, as those of some reparametrisations have."""
+    fn = _innermost(fn)
+    return isinstance(fn, dist.Delta) and bool((torch.as_tensor(fn.log_density) != 0).any())
+
+
+def is_delta(fn: Any) -> bool:
+    """Whether a distribution has all its mass at one value."""
+    return isinstance(_innermost(fn), dist.Delta)
+
+
+def _innermost(fn: Any) -> Any:
     while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
         fn = fn.base_dist
-    return isinstance(fn, dist.Delta) and bool((torch.as_tensor(fn.log_density) != 0).any())
+    return fn
 
 
 def scale_and_mask(per_datum: torch.Tensor, scale: Any, mask: Any) -> torch.Tensor:

@@ -236,6 +236,26 @@ def test_a_support_that_says_too_little_or_too_much(prior, says):
         pl.fit_laplace(model, (torch.tensor(0.0),), progress=False)
 
 
+@pytest.mark.parametrize("values", [None, {"w": torch.tensor(1), "v": torch.tensor(0.5)}], ids=["searched", "given"])
+def test_a_latent_delta(values):
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        v = pyro.sample("v", dist.Delta(w / 2, log_density=-w.square()))
+        pyro.sample("y", dist.Normal(v, 1.0), obs=y)
+
+    with pytest.raises(pl.UnsupportedProgram, match=r"latent site 'v' is a Delta.*pyro.deterministic.*pyro.factor"):
+        pl.fit_laplace(model, (torch.tensor(0.0),), values, progress=False)
+
+
+def test_a_point_of_integers():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    guide = pl.fit_laplace(model, (torch.tensor(2.0),), {"w": torch.tensor(3)})
+    assert float(guide.median()["w"]) == pytest.approx(1.0)
+
+
 def wishart_precision(y):
     """Known mean: a Wishart prior of the precision is conjugate."""
     prec = pyro.sample("prec", dist.Wishart(torch.tensor(6.0), precision_matrix=torch.eye(2)))

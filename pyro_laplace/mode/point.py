@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyro.infer.autoguide.guides import AutoGuide
-from torch import Tensor, as_tensor
+from torch import Tensor, as_tensor, get_default_dtype
 
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Data
@@ -24,7 +24,7 @@ def point_of(map_guide: Any, data: Data) -> dict[str, Tensor]:
         InvalidOption: for anything else, and for a guide that was never run.
     """
     if isinstance(map_guide, Mapping):
-        return {name: as_tensor(value).detach() for name, value in map_guide.items()}
+        return {name: _as_real(as_tensor(value).detach()) for name, value in map_guide.items()}
     if not isinstance(map_guide, AutoGuide):
         raise InvalidOption(
             f"map_guide is a {type(map_guide).__name__}: give a Pyro AutoDelta, a mapping of site values, or None"
@@ -36,3 +36,8 @@ def point_of(map_guide: Any, data: Data) -> dict[str, Tensor]:
         )
     batch = data.first()
     return {name: value.detach() for name, value in map_guide.median(*batch.args, **batch.kwargs).items()}
+
+
+def _as_real(value: Tensor) -> Tensor:
+    """An integer as the number that it is."""
+    return value if value.is_floating_point() else value.to(get_default_dtype())

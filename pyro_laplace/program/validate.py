@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
+from pyro_laplace._compat import is_delta
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.program.initial import init_to_start
 from pyro_laplace.program.run import Run, Site
@@ -219,6 +220,11 @@ def nesting_of(run: Run) -> int:
 
 
 def _continuous_support(name: str, fn: Any) -> Constraint:
+    if is_delta(fn):
+        raise UnsupportedProgram(
+            f"latent site {name!r} is a Delta, whose value is known: write pyro.deterministic({name!r}, value), and "
+            "what log_density it has as pyro.factor; or give the value, obs=value"
+        )
     support = fn.support
     try:
         if support.is_discrete:
