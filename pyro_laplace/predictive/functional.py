@@ -7,7 +7,8 @@ row is ever made; else some rows at a time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ class _Part:
         """The product with the block's coordinates."""
         product = products[self.number]
         inputs = product.inputs if self.columns is None else product.inputs[..., self.columns]
-        return replace(product, index=self.index, inputs=inputs)
+        return Product(self.index, inputs, product.gradients, product.has_bias)
 
 
 @dataclass(eq=False)
@@ -113,8 +114,10 @@ class _Share:
 
     def separate(self, products: list[Product]) -> tuple[Tensor, Tensor, Tensor] | None:
         """G [n, k, o], a [n, i] and v [o, i] in the basis in which Sigma is diagonal, if rows are ``g (x) a``."""
+        if self.basis is None:
+            return None
         product = self.parts[0].of(products)
-        if self.basis is None or product.shared:
+        if product.shared:
             return None
         gradients, inputs = product.gradients[:, :, 0], product.inputs[:, 0]
         one = gradients[:1] if _alike(gradients) else gradients
@@ -123,11 +126,14 @@ class _Share:
 
     def single(self, products: list[Product]) -> tuple[Tensor, Tensor] | None:
         """G and a of the one product that has the block's rows, if its quadratic forms are worth their price."""
+        if len(self.parts) > 1 or not self.distinct or self.block.size > _LARGEST_FORM:
+            return None
         product = self.parts[0].of(products)
-        many = 2 * product.gradients[:, :, 0, 0].numel() >= self.block.size or "forms" in vars(self)
-        alone = len(self.parts) == 1 and self.distinct and not product.shared and not product.gradients.requires_grad
-        small = self.block.size <= _LARGEST_FORM
-        return (product.gradients[:, :, 0], product.inputs[:, 0]) if alone and many and small else None
+        n, k = product.gradients.shape[:2]
+        many = 2 * n * k >= self.block.size or "forms" in vars(self)
+        if not many or product.shared or product.gradients.requires_grad:
+            return None
+        return product.gradients[:, :, 0], product.inputs[:, 0]
 
     @cached_property
     def forms(self) -> _Forms:
@@ -159,6 +165,26 @@ def _in_basis(product: Product, basis: Basis) -> Tensor:
     """The rows [n, k, o i] in a basis in which Sigma is diagonal, times its root."""
     gradients, inputs = basis.rotate(product.gradients, product.inputs)
     return replace(product, gradients=gradients, inputs=inputs).rows() * basis.variances.sqrt().flatten()
+
+
+def _covariance_of(share: _Share, products: list[Product]) -> Tensor:
+    """What a block adds to J Sigma J' of each datum [n, k, k]."""
+    if (separated := share.separate(products)) is not None:
+        g, a, v = separated
+        return g * (a.square() @ v.mT).unsqueeze(1) @ g.mT
+    if (single := share.single(products)) is not None:
+        return share.forms.covariance(*single)
+    return torch.cat([rows @ rows.mT for rows in share.pushed(products)])
+
+
+def _variance_of(share: _Share, products: list[Product]) -> Tensor:
+    """What a block adds to its diagonal [n, k]."""
+    if (separated := share.separate(products)) is not None:
+        g, a, v = separated
+        return _summed(g, a.square() @ v.mT)
+    if (single := share.single(products)) is not None:
+        return share.forms.variance(*single)
+    return torch.cat([rows.square().sum(-1) for rows in share.pushed(products)])
 
 
 def _summed(gradients: Tensor, variances: Tensor) -> Tensor:
@@ -208,28 +234,13 @@ class Functional:
         return total.to(linear.mean)
 
     def _covariance(self, products: list[Product]) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=products[0].inputs.device)
-        for share in self._shares(products):
-            if (separated := share.separate(products)) is not None:
-                g, a, v = separated
-                total = total + g * (a.square() @ v.mT).unsqueeze(1) @ g.mT
-            elif (single := share.single(products)) is not None:
-                total = total + share.forms.covariance(*single)
-            else:
-                total = total + torch.cat([rows @ rows.mT for rows in share.pushed(products)])
-        return total
+        terms = [_covariance_of(share, products) for share in self._shares(products)]
+        columns = products[0].gradients[:, :, 0, :1]
+        return reduce(add, terms) if terms else torch.zeros_like(columns @ columns.mT)
 
     def _variance(self, products: list[Product]) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=products[0].inputs.device)
-        for share in self._shares(products):
-            if (separated := share.separate(products)) is not None:
-                g, a, v = separated
-                total = total + _summed(g, a.square() @ v.mT)
-            elif (single := share.single(products)) is not None:
-                total = total + share.forms.variance(*single)
-            else:
-                total = total + torch.cat([rows.square().sum(-1) for rows in share.pushed(products)])
-        return total
+        terms = [_variance_of(share, products) for share in self._shares(products)]
+        return reduce(add, terms) if terms else torch.zeros_like(products[0].gradients[:, :, 0, 0])
 
     def _shares(self, products: list[Product]) -> list[_Share]:
         """Each block's share; found once, as long as the products have the same coordinates."""

@@ -111,7 +111,7 @@ class Linearizer:
         self._watched = replace(self.program, model=as_written(model))
         self._kept: dict[_Structure, Tensor] = {}
         self._checked: set[_Structure] = set()
-        self._layouts: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
+        self._layouts: dict[Any, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self._direct = len(guide.random) < len(guide.latents)  # likely, where some sites are held
 
     def at(self, chunk: Chunk) -> dict[str, Linearized]:
@@ -127,17 +127,18 @@ class Linearizer:
 
     def _run(self, chunk: Chunk) -> CapturedRun:
         """A run with the graph of what it computed, that nothing watches."""
-        theta, layout, latents = self.point.theta, self.program.layout, self.program.latents
-        leaves = {name: theta[layout[name]].clone().requires_grad_() for name in self._touched}
+        leaves, values = self._values
         with torch.enable_grad():
-            values = self._held | {name: latents[name].constrain(leaf) for name, leaf in leaves.items()}
             return CapturedRun(self.program, self._whole, chunk, self.program.run_at(values, chunk), leaves)
 
     @cached_property
-    def _held(self) -> dict[str, Tensor]:
-        """Values of the sites that are not random."""
-        held = {name: latent for name, latent in self.program.latents.items() if name not in self._touched}
-        return {name: latent.constrain(self.point.theta[latent.slice]) for name, latent in held.items()}
+    def _values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The leaves of the runs that nothing watches, by random site, and the values of all sites."""
+        theta, layout = self.point.theta, self.program.layout
+        leaves = {name: theta[layout[name]].clone().requires_grad_() for name in self._touched}
+        with torch.enable_grad():
+            parts = {name: leaves.get(name, theta[place]) for name, place in layout.items()}
+            return leaves, {name: latent.constrain(parts[name]) for name, latent in self.program.latents.items()}
 
     @cached_property
     def _touched(self) -> tuple[str, ...]:
@@ -179,9 +180,10 @@ class Linearizer:
             whole = len(self._whole.index) == len(self.point.index)
             kept = torch.arange(eta.shape[-1]) if whole else self._moved_outputs(site.name, eta.shape[-1], chunk)
             basis = torch.eye(eta.shape[-1]).to(eta)[kept.to(eta.device)]  # k o
-            self._layouts[key] = index, kept.to(eta.device), basis.detach()
-        index, kept, basis = self._layouts[key]
-        inputs = layer.inputs if layer.bias is None else torch.nn.functional.pad(layer.inputs, (0, 1), value=1.0)
+            one = torch.ones_like(layer.inputs[:1, :1])
+            self._layouts[key] = index, kept.to(eta.device), basis.detach(), one
+        index, kept, basis, one = self._layouts[key]
+        inputs = layer.inputs if layer.bias is None else torch.cat([layer.inputs, one.expand(len(layer.inputs), 1)], 1)
         gradients = basis.unsqueeze(1).expand(len(inputs), -1, -1, -1)  # n k 1 o
         product = Product(index, inputs.unsqueeze(1), gradients, layer.bias is not None)
         return Linearized(site.fn, likelihood, eta.detach(), kept, lambda: iter([[product]]))

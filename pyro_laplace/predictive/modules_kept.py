@@ -22,8 +22,12 @@ def modules_kept(program: Any) -> Iterator[None]:
             own = module.named_buffers(recurse=False) if module._buffers else ()  # most modules have none
             kept[module] = module.training, {name: (buffer, buffer.clone()) for name, buffer in own}
 
-    for module in program.modules() if isinstance(program, nn.Module) else ():
-        keep(module)
+    pending = [program] if isinstance(program, nn.Module) else []
+    while pending:
+        module = pending.pop()
+        if module not in kept:
+            keep(module)
+            pending += module.children()
     hook = nn.modules.module.register_module_forward_pre_hook(keep)
     try:
         yield

@@ -12,7 +12,7 @@ from functools import partial
 
 import laplace
 import torch
-from contenders import Loader, run_quietly
+from contenders import Loader, left_out, run_quietly
 from laplace.curvature import BackPackGGN, CurvlinopsGGN
 from measure import environment
 from problems import ROWS, Problem
@@ -20,14 +20,14 @@ from problems import ROWS, Problem
 import pyro_laplace as pl
 
 LINES = [name for name in ROWS if name.startswith("mlp") and name != "mlp 20-50-10, full"]
-REPEATS, PATIENCE = 31, 20.0
+INPUTS, REPEATS, PATIENCE = 256, 31, 20.0
 BACKENDS = {"curvlinops": CurvlinopsGGN, "backpack": BackPackGGN}
 
 
-def calls(name: str, backends: dict, num_test: int = 256) -> dict:
+def calls(name: str, backends: dict) -> dict:
     """Every contender's call, by name: ours as it is kept, ours made anew, and the peer's with each backend."""
     problem = Problem.make(name, 1000)
-    row, x = problem.row, torch.randn(num_test, *problem.row.input_shape)
+    row, x = problem.row, torch.randn(INPUTS, *problem.row.input_shape)
     model, point = problem.program()
     options = {"structure": row.structure, "subset": row.subset}
     guide = pl.fit_laplace(model, problem.batches, point, polish=False, on_not_a_mode="ignore", **options)
@@ -37,6 +37,8 @@ def calls(name: str, backends: dict, num_test: int = 256) -> dict:
         "ours, made anew": lambda: pl.LinearizedPredictive(model, guide)(x)["y"].probs,
     }
     for peer, backend in backends.items():
+        if left_out(peer, problem) is not None:
+            continue
         posterior = laplace.Laplace(
             copy.deepcopy(problem.net), "classification", subset_of_weights=row.subset,
             hessian_structure=row.structure, prior_precision=1.0, backend=backend,
@@ -46,34 +48,21 @@ def calls(name: str, backends: dict, num_test: int = 256) -> dict:
     return found
 
 
-def medians(found: dict) -> dict[str, dict[str, float]]:
-    """Seconds of each call, by turns: of the first in a turn, and of one that follows its like.
-
-    What ran before has the caches, and a call of a millisecond or two pays for it. Predictions are made again and
-    again, which the second figure says; who comes after whom tells in the first. What takes longer than `PATIENCE`
-    altogether is run less often.
-    """
-    firsts: dict[str, list[float]] = {who: [] for who in found}
+def medians(found: dict) -> dict[str, float]:
+    """Seconds of each call; one that takes longer than `PATIENCE` altogether is run less often."""
     seconds: dict[str, list[float]] = {who: [] for who in found}
     for who, call in found.items():
-        if (first := _seconds(call)) > PATIENCE / 4:
-            firsts[who].append(first)
+        start = time.perf_counter()
+        run_quietly(call)
+        if (first := time.perf_counter() - start) > PATIENCE / 2:
             seconds[who].append(first)
     for _ in range(REPEATS):
         for who, call in found.items():
-            if sum(firsts[who] + seconds[who]) < PATIENCE:
-                firsts[who].append(_seconds(call))
-                seconds[who].append(_seconds(call))
-    return {
-        "seconds": {who: statistics.median(times) for who, times in seconds.items()},
-        "seconds_of_first": {who: statistics.median(times) for who, times in firsts.items()},
-    }
-
-
-def _seconds(call) -> float:
-    start = time.perf_counter()
-    run_quietly(call)
-    return time.perf_counter() - start
+            if sum(seconds[who]) < PATIENCE:
+                start = time.perf_counter()
+                run_quietly(call)
+                seconds[who].append(time.perf_counter() - start)
+    return {who: statistics.median(times) for who, times in seconds.items()}
 
 
 def main() -> None:
@@ -84,7 +73,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found = calls(options.row, BACKENDS)
     difference = float((found["ours"]() - run_quietly(found["backpack"]).detach()).abs().max())
-    line = {"row": options.row, **medians(found), "largest_difference": difference}
+    seconds = medians(found)
+    line = {"row": options.row, "seconds": seconds, "largest_difference": difference}
     print(json.dumps(line | {"environment": environment(options.threads)}))
 
 
