@@ -580,6 +580,19 @@ def test_arguments_that_cannot_be(options, match):
         pl.Predictive(linear().model, **options)
 
 
+def test_an_mcmc_is_no_guide():
+    """Its draws are what is wanted, and the error says where they are."""
+    model = linear().model
+    mcmc = pyro.infer.MCMC(pyro.infer.NUTS(model), num_samples=2, warmup_steps=0, disable_progbar=True)
+    match = r"guide=MCMC: .* posterior_samples=mcmc\.get_samples\(\)"
+    with pytest.raises(pl.InvalidOption, match=match):
+        pl.Predictive(model, guide=mcmc, num_samples=2)
+    with pytest.raises(pl.InvalidOption, match=match.replace("guide=", "posterior_samples=")):
+        pl.Predictive(model, mcmc)
+    with pytest.raises(pl.InvalidOption, match="guide=dict"):
+        pl.Predictive(model, guide={"w": torch.zeros(2, 3)}, num_samples=2)
+
+
 def test_sites_that_do_not_exist():
     with pytest.raises(pl.InvalidOption, match=r"no sites \['v'\]; it has \['w', 'y'\]"):
         pl.Predictive(linear().model, num_samples=3, return_sites=["v"])(torch.randn(6, 3))

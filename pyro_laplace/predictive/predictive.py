@@ -61,14 +61,15 @@ class Predictive(pyro.infer.Predictive):
     def __init__(
         self,
         model: Callable[..., Any],
-        posterior_samples: Mapping[str, Tensor] | None = None,
-        guide: Callable[..., Any] | None = None,
+        posterior_samples: Any = None,
+        guide: Any = None,
         num_samples: int | None = None,
         return_sites: Collection[str] | None = (),
         parallel: bool = False,
         *,
         chunk_size: int | str | None = "auto",
     ) -> None:
+        _check_draws(posterior_samples, guide)
         _check(posterior_samples, num_samples, return_sites, chunk_size)
         super().__init__(model, posterior_samples, guide, num_samples, return_sites, parallel)
         self.chunk_size = chunk_size
@@ -139,9 +140,8 @@ class Predictive(pyro.infer.Predictive):
         if bent > LINEAR:
             warnings.warn(
                 f"the program is not linear within the posterior (nonlinearity {bent:.2g}), and its draws go through "
-                "the nonlinear program, where a posterior over all weights of a network predicts badly. Predict with "
-                "pl.linearize(model, guide) in place of the model, or fit with subset='last_layer', which does not "
-                "have that fault",
+                "the nonlinear program, where such a posterior may predict badly. Predict with "
+                "pl.linearize(model, guide) in place of the model; for a network, subset='last_layer' does not have that fault either",
                 LaplaceWarning,
                 skip_file_prefixes=_INSIDE,
             )
@@ -308,7 +308,20 @@ def _untouched(*programs: Any) -> Iterator[None]:
         yield
 
 
-def _check(samples: Any, num_samples: Any, return_sites: Any, chunk_size: Any) -> None:
+def _check_draws(samples: Any, guide: Any) -> None:
+    """Refuse what holds draws where a mapping of draws, or a program that makes them, is wanted."""
+    for option, value, right in (
+        ("posterior_samples", samples, samples is None or isinstance(samples, Mapping)),
+        ("guide", guide, guide is None or callable(guide)),
+    ):
+        if not right:
+            source = "mcmc.get_samples()" if hasattr(value, "get_samples") else "{site name: draws [num_samples, ...]}"
+            raise InvalidOption(
+                f"{option}={type(value).__name__}: a guide is a Pyro program, and draws are posterior_samples={source}"
+            )
+
+
+def _check(samples: Mapping[str, Tensor] | None, num_samples: Any, return_sites: Any, chunk_size: Any) -> None:
     """Refuse what Pyro would stumble over later, or take for something else."""
     for option, value, allowed in (("num_samples", num_samples, (None,)), ("chunk_size", chunk_size, (None, "auto"))):
         positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
