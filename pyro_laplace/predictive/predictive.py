@@ -141,7 +141,8 @@ class Predictive(pyro.infer.Predictive):
             warnings.warn(
                 f"the program is not linear within the posterior (nonlinearity {bent:.2g}), and its draws go through "
                 "the nonlinear program, where such a posterior may predict badly. Predict with "
-                "pl.linearize(model, guide) in place of the model; for a network, subset='last_layer' does not have that fault either",
+                "pl.linearize(model, guide) in place of the model; for a network, subset='last_layer' does not have "
+                "that fault either",
                 LaplaceWarning,
                 skip_file_prefixes=_INSIDE,
             )
