@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 from pyro.poutine import runtime
 from torch.overrides import _get_current_function_mode_stack
 
+pytest.register_assert_rewrite("predictive_oracles")
+
 # The tests' tensors are small, and pytest-xdist brings a process for each core.
 torch.set_num_threads(1)
 

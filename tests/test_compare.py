@@ -8,9 +8,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from datatree_oracles import NOISE, fit, linear_posterior
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
-from test_datatree import NOISE, linear_posterior
 
 import pyro_laplace as pl
 
@@ -20,10 +20,6 @@ COLUMNS = ["elpd_loo", "elpd_se", "pareto_k_max", "pareto_k_bad"]
 @pytest.fixture(autouse=True)
 def double(float64):
     """Everything here is compared with closed forms."""
-
-
-def fit(case: programs.Case, **options) -> pl.AutoLaplace:
-    return pl.fit_laplace(case.model, case.data, progress=False, **options)
 
 
 def exact_posterior(case: programs.Case, num_draws: int) -> dict[str, torch.Tensor]:
