@@ -8,13 +8,15 @@ had in another way is a product whose input is one.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_laplace._autodiff import push_forward
+from pyro_laplace._compat import RandomState
+from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.curvature.factors import Factored, Product, factor
 from pyro_laplace.curvature.gradients import Gradients, dense_rows, pull_each
@@ -23,7 +25,7 @@ from pyro_laplace.curvature.root import Root, SiteRoot
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.likelihood import Likelihood, require_likelihood
 from pyro_laplace.predictive.last_layer import LastLayer, last_layer, layer_index
-from pyro_laplace.predictive.written_logits import CLASSES, as_written, predictor, unnormalised
+from pyro_laplace.predictive.written_logits import as_written, has_logits, predictor, unnormalised
 from pyro_laplace.program import Chunk, Program, Site
 
 ELEMENTS = 2**24
@@ -112,15 +114,19 @@ class Linearizer:
         self._kept: dict[_Structure, Tensor] = {}
         self._checked: set[_Structure] = set()
         self._layouts: dict[Any, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._steady = False  # whether the program was seen to draw nothing
         self._direct = len(guide.random) < len(guide.latents)  # likely, where some sites are held
 
     def at(self, chunk: Chunk) -> dict[str, Linearized]:
         """The observed sites at given inputs."""
         if self.differentiable:
-            return {name: self._dense(site, chunk) for name, site in self._sites(chunk).items()}
-        if self._direct and (sites := self._by_layer(self._run(chunk), chunk)) is not None:
-            return sites
-        run = CapturedRun.make(self.program, self._whole, chunk)
+            sites = self._steadily(chunk, self._sites)
+            return {name: self._dense(site, chunk) for name, site in sites.items()}
+        if self._direct:
+            run = self._steadily(chunk, self._run)
+            if (sites := self._by_layer(run, chunk)) is not None:
+                return sites
+        run = self._steadily(chunk, partial(CapturedRun.make, self.program, self._whole))
         sites = self._by_layer(run, chunk)
         self._direct = sites is not None  # the next run need not be watched
         return sites or {name: self._captured(run, site, chunk) for name, site in run.run.observed.items()}
@@ -130,6 +136,32 @@ class Linearizer:
         leaves, values = self._values
         with torch.enable_grad():
             return CapturedRun(self.program, self._whole, chunk, self.program.run_at(values, chunk), leaves)
+
+    def _steadily[T](self, chunk: Chunk, run: Callable[[Chunk], T]) -> T:
+        """What a run of the program gives; the first one shows whether the predictor is another one at each call."""
+        if self._steady:
+            return run(chunk)
+        state = RandomState()
+        result = run(chunk)
+        if not state.is_current():
+            try:
+                self._refuse_randomness(chunk)
+            finally:
+                state.restore()
+        self._steady = True
+        return result
+
+    def _refuse_randomness(self, chunk: Chunk) -> None:
+        """Refuse a program whose predictor differs between two runs that draw different random numbers."""
+        with torch.no_grad():
+            one, other = self._sites(chunk), self._sites(chunk)
+        for name, site in one.items():
+            if not torch.equal(predictor(site), predictor(other[name])):
+                raise UnsupportedProgram(
+                    f"the predictor of {name!r} is another one at each call: something random is not a latent site "
+                    "(dropout in training mode, say). Call .eval() on the program's modules; to average over what it "
+                    "draws, predict with pl.Predictive(pl.linearize(model, guide), guide=guide, num_samples=...)"
+                )
 
     @cached_property
     def _values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -163,8 +195,7 @@ class Linearizer:
         for name, site in run.run.observed.items():
             with torch.enable_grad():
                 likelihood = require_likelihood(name, site.fn)
-                classes = isinstance(likelihood.base, CLASSES)
-                written = unnormalised(likelihood.base.logits) if classes else None
+                written = unnormalised(likelihood.base.logits) if has_logits(likelihood) else None
             if written is None or site.fn.batch_shape != written[0].shape[:-1]:
                 return None
             layer = last_layer(written[0], run.leaves)

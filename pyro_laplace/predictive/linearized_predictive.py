@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -18,34 +16,11 @@ from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.functional import Functional
 from pyro_laplace.predictive.jacobian import ELEMENTS, Linearized, Linearizer, elements_of_draw, moved
 from pyro_laplace.predictive.linearized import LinearizedProgram
-from pyro_laplace.predictive.links import LINKS, FunctionMixture, laplace_bridge, probit
+from pyro_laplace.predictive.links import LINKS
 from pyro_laplace.predictive.mixture import MixturePredictive
 from pyro_laplace.predictive.modules_kept import modules_kept
-from pyro_laplace.predictive.written_logits import CLASSES
+from pyro_laplace.predictive.observation import Decomposition, Observation
 from pyro_laplace.program import Chunk
-
-_ONE_LOGIT = (torch.distributions.Bernoulli, torch.distributions.Binomial)
-_ONE_CLASS = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
-
-
-@dataclass(frozen=True, eq=False)
-class Decomposition:
-    """Uncertainty about y, in two parts that add up: of the data, and of the parameters.
-
-    Attributes:
-        kind: "variance"; for classes "entropy", in nats, of which the epistemic part is the mutual information.
-        aleatoric: expected uncertainty of y given the parameters.
-        epistemic: what knowing the parameters would take away.
-    """
-
-    kind: str
-    aleatoric: Tensor
-    epistemic: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """Uncertainty of the predictive."""
-        return self.aleatoric + self.epistemic
 
 
 class LinearizedPredictive:
@@ -54,11 +29,12 @@ class LinearizedPredictive:
     Called with the model's arguments, it gives the distribution of y at each observed site. Eta, the likelihood's
     unconstrained parameters, is Gaussian with covariance ``J Sigma J'``, and y has
 
-    - Normal data: a Normal with variance ``J Sigma J' + E sigma^2``, noise included, multivariate for ``to_event(1)``.
-      A scale that depends on random sites is log-normal: ``E sigma^2 = exp(2 mean + 2 variance)`` of its logarithm, and
-      mean and variance of y are exact, its shape is that of a Normal.
+    - Normal data: a Normal with variance ``J Sigma J' + E sigma^2``, noise included, multivariate over what `to_event`
+      puts into one datum. A scale that depends on random sites is log-normal: ``E sigma^2 = exp(2 mean + 2 variance)``
+      of its logarithm, and mean and variance of y are exact, its shape is that of a Normal.
     - MultivariateNormal data of known covariance: a MultivariateNormal, exactly.
-    - Bernoulli and Binomial data: logits ``f / sqrt(1 + pi/8 v)``.
+    - Bernoulli and Binomial data: logits ``f / sqrt(1 + pi/8 v)``. It is the probability that is averaged: a sum of
+      several trials has the right mean, and too little variance, but with ``link="sample"``.
     - Categorical, OneHotCategorical and Multinomial data: as `link` says.
     - others: a `FunctionMixture` over draws of eta.
 
@@ -70,7 +46,8 @@ class LinearizedPredictive:
         guide: a posterior of it, from `fit_laplace`. A `LaplaceMixture` gives a `MixturePredictive`, each component
             linearised at its own mode.
         link: of classes: "probit", "bridge" (the Laplace bridge), "bridge_norm" (the same of scaled logits), or
-            "sample", the mean of the likelihood over draws in function space, also for Bernoulli and Binomial data. The
+            "sample", the mean of the likelihood over draws in function space, also for Bernoulli and Binomial data: of
+            one class per datum the averaged probabilities, of several (or sums of them) a `FunctionMixture`. The
             first three depend on the constant that a softmax does not see: it is that of the logits that the program
             computes; normalised logits and probabilities are centred first.
         num_samples: draws in function space, where these are needed.
@@ -98,7 +75,7 @@ class LinearizedPredictive:
         differentiable: bool = False,
     ) -> None:
         if not isinstance(guide, AutoLaplace):
-            raise InvalidOption(f"LinearizedPredictive takes a guide from fit_laplace, not a {type(guide).__name__}")
+            raise InvalidOption(f"LinearizedPredictive takes a guide from fit_laplace, not {type(guide).__name__}")
         check_option("link", link, LINKS)
         check_option("differentiable", differentiable, (True, False))
         self.model = model.model if isinstance(model, LinearizedProgram) else model
@@ -118,7 +95,7 @@ class LinearizedPredictive:
             site name to a distribution of the site's batch and event shape.
         """
         with self._linearized(args, kwargs) as sites:
-            return {name: self._distribution(name, linear) for name, linear in sites.items()}
+            return {name: self._observation(name, linear).distribution(self.link) for name, linear in sites.items()}
 
     def sample(self, num_samples: int, latent: bool = False) -> Callable[..., dict[str, Tensor]]:
         """Draws in function space; one draw is one function, at all inputs.
@@ -165,7 +142,7 @@ class LinearizedPredictive:
             site name to the parts: variances `[*batch, *event]`, or for Bernoulli and classes entropies `[*base]`.
         """
         with self._linearized(args, kwargs) as sites:
-            return {name: self._decomposition(linear) for name, linear in sites.items()}
+            return {name: self._observation(name, linear).decomposition() for name, linear in sites.items()}
 
     @contextmanager
     def _linearized(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[dict[str, Linearized]]:
@@ -221,95 +198,11 @@ class LinearizedPredictive:
                 parts[name].append(torch.cat([moved(products, deviation) for products in linear.pieces()], 1))
         return {name: torch.cat(each) for name, each in parts.items()}
 
-    def _eta(self, linear: Linearized) -> Tensor:
-        """Draws of eta `[draws, *base, outputs]`."""
-        return linear.eta + linear.embed(self._changes({"": linear}, self.num_samples)[""])
+    def _observation(self, name: str, linear: Linearized) -> Observation:
+        def draw() -> Tensor:
+            return linear.eta + linear.embed(self._changes({"": linear}, self.num_samples)[""])
 
-    def _distribution(self, name: str, linear: Linearized) -> Any:
-        base = linear.likelihood.base
-        if isinstance(base, torch.distributions.Normal):
-            return self._normal(linear)
-        if isinstance(base, torch.distributions.MultivariateNormal) and len(linear.kept) <= base.event_shape[0]:
-            return self._multivariate_normal(linear)
-        if isinstance(base, (*_ONE_LOGIT, *CLASSES)):
-            return self._logits(name, linear)
-        return FunctionMixture(self._eta(linear), linear.likelihood.distribution)
-
-    def _normal(self, linear: Linearized) -> Any:
-        """Normal with the variances of predictor and noise added up."""
-        mean, variance, noise = self._normal_moments(linear)
-        wrappers = linear.likelihood.wrappers
-        event_dims = [w.reinterpreted_batch_ndims for w in wrappers if isinstance(w, torch.distributions.Independent)]
-        if event_dims == [1] and len(wrappers) == 1 and type(linear.likelihood.base) is dist.Normal:
-            entries, outputs = linear.base[-1], linear.kept.tolist()
-            covariance = linear.by_datum(self._functional.covariance(linear))
-            whole = covariance.reshape(*linear.batch, entries, len(outputs), entries, len(outputs))
-            of_loc = whole[..., 0, :, 0] if outputs[0] == 0 else torch.zeros_like(whole[..., 0, :, 0])
-            return dist.MultivariateNormal(mean, of_loc + noise.diag_embed())
-        return linear.likelihood.distribution(torch.stack([mean, (variance + noise).log() / 2], -1))
-
-    def _normal_moments(self, linear: Linearized) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance of the location, and the expected variance of the noise, `[*base]` each."""
-        spread = linear.embed(self._functional.variance(linear))
-        loc, log_scale = linear.eta.unbind(-1)
-        return loc, spread[..., 0], (2 * log_scale + 2 * spread[..., 1]).exp()
-
-    def _multivariate_normal(self, linear: Linearized) -> Any:
-        base = linear.likelihood.base
-        covariance = linear.by_entry(self._functional.covariance(linear))
-        whole = base.covariance_matrix.expand(*linear.base, -1, -1).clone()
-        index = linear.kept
-        whole[..., index[:, None], index] += covariance
-        fn = dist.MultivariateNormal(linear.eta[..., : base.event_shape[0]], whole)
-        return linear.likelihood.distribution(linear.likelihood.family.link(fn))
-
-    def _logits(self, name: str, linear: Linearized) -> Any:
-        """Bernoulli, categories and their sums: the likelihood at moderated logits."""
-        make = linear.likelihood.distribution
-        one_logit = isinstance(linear.likelihood.base, _ONE_LOGIT)
-        if self.link == "sample":
-            eta = self._eta(linear)
-            return make(eta.sigmoid().mean(0).logit() if one_logit else eta.softmax(-1).mean(0).log())
-        if self.link == "probit":
-            return make(probit(linear.eta, linear.embed(self._functional.variance(linear))))
-        if one_logit:
-            raise InvalidOption(
-                f"link={self.link!r} is for classes, and the observed site {name!r} has one logit: use 'probit' or "
-                "'sample'"
-            )
-        covariance = self._whole(linear, linear.by_entry(self._functional.covariance(linear)))
-        return make(laplace_bridge(linear.eta, covariance, normalised=self.link == "bridge_norm").log())
-
-    @staticmethod
-    def _whole(linear: Linearized, covariance: Tensor) -> Tensor:
-        """Covariances of the kept outputs as those of all, `[*base, outputs, outputs]`."""
-        outputs = linear.eta.shape[-1]
-        if len(linear.kept) == outputs:
-            return covariance
-        whole = covariance.new_zeros(*covariance.shape[:-2], outputs, outputs)
-        return whole.index_put((..., linear.kept[:, None], linear.kept), covariance)  # pyright: ignore
-
-    def _decomposition(self, linear: Linearized) -> Decomposition:
-        base, wrappers = linear.likelihood.base, linear.likelihood.wrappers
-        transformed = any(isinstance(w, torch.distributions.TransformedDistribution) for w in wrappers)
-        if isinstance(base, torch.distributions.Normal) and not transformed:
-            _, variance, noise = self._normal_moments(linear)
-            return Decomposition("variance", aleatoric=noise, epistemic=variance)
-        eta = self._eta(linear)
-        if isinstance(base, torch.distributions.Bernoulli):
-            eta = torch.cat([torch.zeros_like(eta), eta], -1)
-        if isinstance(base, (torch.distributions.Bernoulli, *_ONE_CLASS)):
-            log_p = eta.log_softmax(-1)
-            aleatoric = _entropy(log_p).mean(0)
-            total = _entropy(log_p.exp().mean(0).log())
-            return Decomposition("entropy", aleatoric=aleatoric, epistemic=(total - aleatoric).clamp(min=0))
-        fn = linear.likelihood.distribution(eta)
-        return Decomposition("variance", aleatoric=fn.variance.mean(0), epistemic=fn.mean.var(0, correction=0))
-
-
-def _entropy(log_p: Tensor) -> Tensor:
-    """In nats, of log probabilities `[*batch, classes]`."""
-    return -torch.where(log_p.isneginf(), 0.0, log_p.exp() * log_p).sum(-1)
+        return Observation(name, linear, self._functional, draw)
 
 
 def _positive(option: str, value: Any) -> int:

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_laplace.predictive.links import FunctionMixture
 from pyro_laplace.predictive.view import base_of
 
 _CLASSES = (dist.Categorical, dist.OneHotCategorical)
@@ -177,7 +178,7 @@ class MixturePredictive:
     def _decomposition(self, parts: Sequence[Any], predictives: Sequence[Any]) -> Any:
         within = average(self.weights, [part.epistemic for part in parts])
         if parts[0].kind == "entropy":
-            bases = [base_of(predictive) for predictive in predictives]
+            bases = [_marginal(predictive) for predictive in predictives]
             mean_entropy = average(self.weights, [base.entropy() for base in bases])
             between = (mix(self.weights, bases).entropy() - mean_entropy).clamp(min=0)
         else:
@@ -185,6 +186,15 @@ class MixturePredictive:
             between = average(self.weights, [(m - average(self.weights, means)).square() for m in means])
         aleatoric = average(self.weights, [part.aleatoric for part in parts])
         return replace(parts[0], aleatoric=aleatoric, epistemic=within + between)
+
+
+def _marginal(predictive: Any) -> Any:
+    """The distribution of each class alone; a mixture over draws has that of averaged probabilities."""
+    if not isinstance(predictive, FunctionMixture):
+        return base_of(predictive)
+    base = base_of(predictive.components)
+    kind = dist.Bernoulli if isinstance(base, dist.Bernoulli) else dist.Categorical
+    return kind(probs=base.probs.mean(0))
 
 
 def average(weights: Tensor, values: Sequence[Tensor]) -> Tensor:

@@ -23,6 +23,8 @@ from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.auto import LINEAR
 from pyro_laplace.predictive.linearized import LinearizedProgram
+from pyro_laplace.predictive.linearized_predictive import LinearizedPredictive
+from pyro_laplace.predictive.mixture import MixturePredictive
 from pyro_laplace.predictive.modules_kept import modules_kept
 from pyro_laplace.predictive.nonlinearity import bend_of
 from pyro_laplace.predictive.vectorize import Widest, over_rows, row_by_row
@@ -69,6 +71,11 @@ class Predictive(pyro.infer.Predictive):
         *,
         chunk_size: int | str | None = "auto",
     ) -> None:
+        if isinstance(model, LinearizedPredictive | MixturePredictive):
+            raise InvalidOption(
+                f"model={type(model).__name__}: it predicts by itself, and .sample(num_samples)(x) draws; the program "
+                "to give here is pl.linearize(model, guide)"
+            )
         _check_draws(posterior_samples, guide)
         _check(posterior_samples, num_samples, return_sites, chunk_size)
         super().__init__(model, posterior_samples, guide, num_samples, return_sites, parallel)
@@ -322,14 +329,19 @@ def _check_draws(samples: Any, guide: Any) -> None:
             )
 
 
-def _check(samples: Mapping[str, Tensor] | None, num_samples: Any, return_sites: Any, chunk_size: Any) -> None:
+def _check(samples: Mapping[str, Any] | None, num_samples: Any, return_sites: Any, chunk_size: Any) -> None:
     """Refuse what Pyro would stumble over later, or take for something else."""
     for option, value, allowed in (("num_samples", num_samples, (None,)), ("chunk_size", chunk_size, (None, "auto"))):
         positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if not positive and value not in allowed:
-            raise InvalidOption(f"{option}={value!r}: give a positive number of draws, or one of {allowed}")
+            raise InvalidOption(
+                f"{option}={value!r}: give a positive number of draws, or {' or '.join(map(repr, allowed))}"
+            )
     if return_sites is not None and not isinstance(return_sites, list | tuple | set):
         raise InvalidOption(f"return_sites={return_sites!r}: give a list, tuple or set of site names, or None for all")
+    kinds = {name: type(value).__name__ for name, value in (samples or {}).items() if not isinstance(value, Tensor)}
+    if kinds:
+        raise InvalidOption(f"posterior_samples: give tensors of draws [num_samples, ...], not {kinds}")
     lengths = {name: len(value) if value.dim() else 0 for name, value in (samples or {}).items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise InvalidOption(

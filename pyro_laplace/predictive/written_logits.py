@@ -3,19 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_laplace.likelihood import require_likelihood
+from pyro_laplace.likelihood import Likelihood, require_likelihood
+from pyro_laplace.likelihood.categorical import CategoricalFamily
 from pyro_laplace.program import Site
 
-CLASSES = (
-    torch.distributions.Categorical,
-    torch.distributions.OneHotCategorical,
-    torch.distributions.Multinomial,
-)
-"""Distributions of classes, by logits."""
+
+def has_logits(likelihood: Likelihood) -> bool:
+    """Whether a distribution is of classes, by logits (`OrderedLogistic` has classes, and cutpoints)."""
+    return isinstance(likelihood.family, CategoricalFamily)
 
 
 def predictor(site: Site) -> Tensor:
@@ -29,7 +27,7 @@ def predictor(site: Site) -> Tensor:
     """
     likelihood = require_likelihood(site.name, site.fn)
     eta = likelihood.link()
-    if not isinstance(likelihood.base, CLASSES):
+    if not has_logits(likelihood):
         return eta
     written = getattr(likelihood.base.logits, _WRITTEN, None)
     found = unnormalised(likelihood.base.logits) if written is None else (written, written.detach().logsumexp(-1))

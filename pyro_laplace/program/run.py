@@ -232,8 +232,8 @@ class Recorder(Messenger):
         else:
             raise UnsupportedProgram(
                 f"latent site {name!r} appears on this call of the model, but not when it was first run, among "
-                f"{sorted(self.values)}. If it is an observed site, give its data; else the program's structure must "
-                "not change from call to call"
+                f"{sorted(self.values)}. If it is an observed site, give its data. If the guide is of another program, "
+                "give the program it was fitted to. Else the program's structure must not change from call to call"
             )
         msg["value"], msg["done"] = self._of_leaf(name, value) if self.leaves else value, True
 
