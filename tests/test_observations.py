@@ -235,6 +235,17 @@ def test_dropout_in_training_mode_is_refused(float64):
     assert torch.equal(predictive(NEW)["y"].mean, predictive(NEW)["y"].mean)
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_no_inputs_are_refused(float64, differentiable):
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        return pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+
+    predictive = pl.LinearizedPredictive(model, pl.fit_laplace(model, (X, X[:, 0])), differentiable=differentiable)
+    with pytest.raises(pl.UnsupportedProgram, match=r"'y' has no data on this call.*\(0,\): give at least one"):
+        predictive(X[:0])
+
+
 def test_a_linearised_predictive_is_no_program():
     model, guide = fit(lambda f: dist.Normal(f, 0.3), X.float())
     with pytest.raises(pl.InvalidOption, match=r"model=LinearizedPredictive: .* pl\.linearize\(model, guide\)"):

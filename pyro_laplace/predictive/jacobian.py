@@ -120,7 +120,7 @@ class Linearizer:
     def at(self, chunk: Chunk) -> dict[str, Linearized]:
         """The observed sites at given inputs."""
         if self.differentiable:
-            sites = self._steadily(chunk, self._sites)
+            sites = _refuse_empty(self._steadily(chunk, self._sites))
             return {name: self._dense(site, chunk) for name, site in sites.items()}
         if self._direct:
             run = self._steadily(chunk, self._run)
@@ -192,7 +192,7 @@ class Linearizer:
     def _by_layer(self, run: CapturedRun, chunk: Chunk) -> dict[str, Linearized] | None:
         """The sites, where the logits of each are the output of a layer of random sites; None otherwise."""
         found = {}
-        for name, site in run.run.observed.items():
+        for name, site in _refuse_empty(run.run.observed).items():
             with torch.enable_grad():
                 likelihood = require_likelihood(name, site.fn)
                 written = unnormalised(likelihood.base.logits) if has_logits(likelihood) else None
@@ -279,6 +279,17 @@ class Linearizer:
 
     def _at(self, theta: Tensor, name: str, chunk: Chunk) -> Site:
         return self._watched.run(theta, chunk).observed[name]
+
+
+def _refuse_empty(sites: dict[str, Site]) -> dict[str, Site]:
+    """Sites of which each has a datum."""
+    for name, site in sites.items():
+        if 0 in site.fn.batch_shape:
+            raise UnsupportedProgram(
+                f"the observed site {name!r} has no data on this call, its batch shape is "
+                f"{tuple(site.fn.batch_shape)}: give at least one input"
+            )
+    return sites
 
 
 _Structure = tuple[str, int, tuple[Any, ...]]
