@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyro_laplace._autodiff import pusher
+from pyro_laplace._autodiff import puller, pusher
 from pyro_laplace._typing import Theta
 from pyro_laplace.curvature.accumulate import uncovered
 from pyro_laplace.curvature.data_pass import Pass
@@ -120,17 +120,17 @@ def _pieces(curvature: Curvature, visit: Pass, point: Point, factored: bool) -> 
         terms = uncovered(root, run.program)
         if terms:
             negative = point.on(negative_log_lik(run.program, run.chunk, terms))
-            pull = torch.func.vjp(torch.func.grad(negative), point.part)[1]
-            yield Piece(lambda v, pull=pull: pull(v)[0], HELD_ELEMENTS)
+            _, product = puller(torch.func.grad(negative), point.part)
+            yield Piece(product, HELD_ELEMENTS)
 
 
 def _from_root(whitened: _Map, part: Theta) -> Piece:
     """By automatic differentiation. One chunk's graph is held, and no second."""
     value, push = pusher(whitened, part)
-    transpose = torch.func.vjp(whitened, part)[1]
+    _, transpose = puller(whitened, part)
 
     def pull(u: Tensor) -> Tensor:
-        return transpose(u.to(value))[0]
+        return transpose(u.to(value))
 
     return Piece(lambda v: pull(push(v)), HELD_ELEMENTS, len(value), push, pull)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_laplace._autodiff import push_forward
+from pyro_laplace._autodiff import puller, push_forward
 from pyro_laplace._compat import RandomState
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.curvature.captured_run import CapturedRun
@@ -253,11 +253,11 @@ class Linearizer:
             return predictor(self._at(theta, site.name, chunk))[..., kept].reshape(count, -1)
 
         def pieces() -> Iterator[list[Product]]:
-            value, pull = torch.func.vjp(outputs, self.point.part)[:2]
+            value, pull = puller(outputs, self.point.part)
             index = torch.arange(len(self.point.index), device=value.device).unsqueeze(-1)
             size = max(1, ELEMENTS // max(1, 8 * value.shape[1] * len(index)))
             for start in range(0, count, size):
-                rows = torch.func.vmap(lambda u: pull(u)[0])(_basis(value, start, min(start + size, count)))  # nk p
+                rows = torch.func.vmap(pull)(_basis(value, start, min(start + size, count)))  # nk p
                 rows = rows.reshape(-1, value.shape[1], 1, len(index))
                 yield [Product(index, rows.new_ones(len(rows), 1, 1), rows)]
 
