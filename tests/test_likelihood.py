@@ -231,6 +231,18 @@ def test_link_and_back_and_its_derivatives(name):
         torch.testing.assert_close(back, centred, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ALL)
+def test_information_without_autograd(name, mode):
+    """A prediction is made without gradients."""
+    likelihood = likelihood_of(ALL[name]())
+    expected = likelihood.fisher_root(likelihood.link())
+    with mode():
+        likelihood = likelihood_of(ALL[name]())
+        found = likelihood.fisher_root(likelihood.link())
+    torch.testing.assert_close(found.clone(), expected, rtol=0, atol=0)
+
+
 # --- parametrisations ----------------------------------------------------------------------------
 
 

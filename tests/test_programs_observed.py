@@ -9,6 +9,7 @@ import torch
 from oracles import FlatProgram, linear_regression
 from programs import linear_data, normal, split
 from pyro import poutine
+from torch.distributions import transforms
 from torch.testing import assert_close
 
 import pyro_laplace as pl
@@ -294,3 +295,44 @@ def test_a_model_that_closes_over_its_data():
     exact = linear_regression(x, y, 0.5, 1.0)
     assert_close(guide.median()["w"], exact.mean, rtol=1e-8, atol=1e-8)
     assert_close(guide.precision.to_dense(), exact.prec, rtol=1e-8, atol=1e-8)
+
+
+TRANSFORMED = {
+    dist.LogNormal: transforms.ExpTransform(),
+    dist.LogisticNormal: transforms.StickBreakingTransform(),
+}
+
+
+@pytest.mark.parametrize("family", TRANSFORMED)
+def test_a_transformed_normal_is_a_regression_of_the_untransformed_data(family):
+    """u = T^-1(y) of either sign of x'w: as many data again, whose log density is less the log Jacobian of T."""
+    x, y = data(X, Y)
+    u, transform = torch.stack([y, 0.3 - y], -1), TRANSFORMED[family]
+
+    def model(x, y):
+        w = pyro.sample("w", normal(1.0, 2))
+        mean = torch.stack([x @ w, -x @ w], -1)
+        fn = family(mean, torch.full_like(mean, 0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", fn if fn.event_shape else fn.to_event(1), obs=y)
+
+    guide = pl.fit_laplace(model, (x, transform(u)), progress=False)
+    exact = linear_regression(torch.cat([x, -x]), u.mT.flatten(), 0.5, 1.0)
+    log_jacobian = transform.log_abs_det_jacobian(u, transform(u)).sum()
+    assert_close(guide.median()["w"], exact.mean, rtol=1e-7, atol=1e-7)
+    assert_close(guide.precision.to_dense(), exact.prec, rtol=1e-7, atol=1e-7)
+    assert guide.log_evidence == pytest.approx(float(exact.log_evidence - log_jacobian), rel=1e-8)
+
+
+def test_predictions_of_zero_inflated_data():
+    x, counts = data(X, COUNTS)
+
+    def model(x, counts=None):
+        w = pyro.sample("w", normal(1.0, 2))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.ZeroInflatedPoisson((x @ w).exp(), gate=torch.tensor(0.3)), obs=counts)
+
+    guide = pl.fit_laplace(model, (x, counts), progress=False)
+    draws = pl.Predictive(model, guide=guide, num_samples=2000)(x)["y"]
+    rate = (x @ guide.sample_posterior(2000)["w"].mT).exp().mean(-1)
+    assert_close(draws.mean(0), 0.7 * rate, rtol=0.2, atol=0.1)

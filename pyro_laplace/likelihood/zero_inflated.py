@@ -57,8 +57,10 @@ def _base(fn: Any) -> Family:
 
 def _at_zero(eta: Tensor, fn: Any) -> tuple[Tensor, Tensor]:
     """The base's log probability of 0 `[*batch, 1]`, and its score in eta there `[*batch, outputs]`."""
-    with torch.enable_grad():
-        leaf = eta.detach().clone().requires_grad_()
-        log_f = _base(fn).distribution(leaf, fn.base_dist).log_prob(leaf.new_zeros(()))
-    (score,) = torch.autograd.grad(log_f.sum(), leaf)
-    return log_f.detach().unsqueeze(-1), score
+
+    def log_prob(eta: Tensor) -> tuple[Tensor, Tensor]:
+        log_f = _base(fn).distribution(eta, fn.base_dist).log_prob(eta.new_zeros(()))
+        return log_f.sum(), log_f
+
+    score, log_f = torch.func.grad(log_prob, has_aux=True)(eta.detach())  # in no_grad and inference_mode as well
+    return log_f.detach().unsqueeze(-1), score.detach()

@@ -93,16 +93,32 @@ def _spreads(objective: Objective, theta: Tensor, chunk: Chunk) -> dict[str, _Sp
 
 
 def _spread(site: Site) -> _Spread | None:
-    fn: Any = site.fn
-    while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    value = site.value.log() if isinstance(fn, torch.distributions.LogNormal) else site.value
+    fn, value = _where_loc_is(site.fn, site.value)
     scale, loc = getattr(fn, "scale", None), getattr(fn, "loc", 0.0)
     if not isinstance(scale, Tensor) or not value.is_floating_point():
         return None
     distance = ((value - loc) / scale).detach()
     size = float(value.detach().abs().max()) if value.numel() else 0.0
     return _Spread(scale.expand(distance.shape), distance, size)
+
+
+def _where_loc_is(fn: Any, value: Tensor) -> tuple[Any, Tensor]:
+    """The distribution that loc and scale belong to, and the value in its space: of a LogNormal, a Normal's log y."""
+    fn = _bare(fn)
+    if isinstance(fn, torch.distributions.TransformedDistribution):
+        base, loc = _bare(fn.base_dist), getattr(fn, "loc", None)
+        if loc is not None and loc is getattr(base, "loc", None):  # a Gumbel's own are in the space of y
+            transforms: Any = reversed(fn.transforms)
+            for transform in transforms:
+                value = transform.inv(value)
+            return base, value
+    return fn, value
+
+
+def _bare(fn: Any) -> Any:
+    while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def _collapsed(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
