@@ -19,7 +19,7 @@ from pyro_laplace.evidence import log_evidence
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.judge import judge, report
 from pyro_laplace.mixture import LaplaceMixture, fit_mixture
-from pyro_laplace.mode import SMALL, Objective, descend, fit_map, minimise
+from pyro_laplace.mode import SMALL, Objective, descend, discard_params, fit_map, minimise
 from pyro_laplace.mode.point import point_of
 from pyro_laplace.precision import Precision, Structure, build_precision, check_combination, check_structure
 from pyro_laplace.program import LastLayer, Program
@@ -136,7 +136,9 @@ def fit_laplace(
     check_combination(structure, CURVATURES[curvature])
     if map_guide is None:
         select(subset, Program.trace(model, data), data)  # a typo need not wait for the training
-        map_guide = fit_map(model, data, progress=progress)
+        fitted = fit_map(model, data, progress=progress)
+        map_guide = point_of(fitted, data)
+        discard_params(fitted)
     measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
     generator = subset.generator() if isinstance(subset, Subnetwork) else None
     with undisturbed(), torch.no_grad():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoDelta
@@ -72,22 +73,37 @@ def fit_map(
     name_apart(guide)
     held, trained = params_of(program, data)
     small = program.num_params <= SMALL
-    if not (small and optim is None and not trained and _search(program, guide, data)):
-        train(
-            program,
-            guide,
-            data,
-            hide=held,
-            optim=optim,
-            num_steps=min(num_steps, 300) if small and optim is None else num_steps,
-            learning_rate=learning_rate,
-            tolerance=tolerance,
-            progress=progress,
-            description="MAP",
-        )
-        _finish(program, guide, data)
+    try:
+        if not (small and optim is None and not trained and _search(program, guide, data)):
+            train(
+                program,
+                guide,
+                data,
+                hide=held,
+                optim=optim,
+                num_steps=min(num_steps, 300) if small and optim is None else num_steps,
+                learning_rate=learning_rate,
+                tolerance=tolerance,
+                progress=progress,
+                description="MAP",
+            )
+            _finish(program, guide, data)
+    except BaseException:
+        discard_params(guide)
+        raise
     guide.fit_seconds = time.perf_counter() - start
     return guide
+
+
+def discard_params(guide: AutoDelta) -> None:
+    """Take the parameters of a guide that nobody will call again out of Pyro's param store.
+
+    Left there, they would be those of the next guide of this name.
+    """
+    own = {id(parameter) for parameter in guide.parameters()}
+    store = pyro.get_param_store()
+    for name in [name for name, parameter in store.named_parameters() if id(parameter) in own]:
+        del store[name]
 
 
 def params_of(program: Program, data: Data) -> tuple[frozenset[str], frozenset[str]]:

@@ -21,6 +21,7 @@ from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.likelihood import require_likelihood
 from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.program import Chunk, Program
+from pyro_laplace.program.modules_kept import ModulesKept, in_place_refused, modules_kept, refuse_changed_buffers
 from pyro_laplace.program.sites import pack
 
 
@@ -45,7 +46,7 @@ def linearize(model: Callable[..., Any], guide: Any) -> Callable[..., Tensor | d
         InvalidOption: if the guide is not an `AutoLaplace` or `LaplaceMixture`.
     """
     if not isinstance(guide, AutoLaplace | LaplaceMixture):
-        raise InvalidOption(f"linearize takes a guide from fit_laplace, not a {type(guide).__name__}")
+        raise InvalidOption(f"linearize takes a guide from fit_laplace, not {type(guide).__name__}")
     return LinearizedProgram(model, guide)
 
 
@@ -62,10 +63,22 @@ class LinearizedProgram:
         self._program = Program(model, guide.latents, guide.observed, start=guide.theta)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor | dict[str, Tensor]:
-        """Run the program: latent sites as the model samples them, observed sites linearised."""
+        """Run the program: latent sites as the model samples them, observed sites linearised.
+
+        Returns:
+            the value of the observed site, or a mapping of their values by name if there are several.
+
+        Raises:
+            UnsupportedProgram: if the model changes buffers or other tensors of its own as it runs.
+        """
+        with modules_kept(self.model) as kept, in_place_refused():
+            return self._run(kept, args, kwargs)
+
+    def _run(self, kept: ModulesKept, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | dict[str, Tensor]:
         prior = _PriorOnly(frozenset(self.guide.observed))
         with prior:
             self.model(*args, **kwargs)
+        refuse_changed_buffers(kept.changed())
         theta = pack(self.guide.latents, {**self._program.unpack(self.guide.theta), **prior.latents})
         chunk = Chunk(Batch(args, kwargs), prior.indices)
         distributions = self._distributions(theta, chunk)

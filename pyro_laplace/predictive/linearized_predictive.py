@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._compat import undisturbed
-from pyro_laplace._errors import InvalidOption, UnsupportedProgram, check_option
+from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace.data import Batch
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.mixture import LaplaceMixture
@@ -18,9 +18,9 @@ from pyro_laplace.predictive.jacobian import ELEMENTS, Linearized, Linearizer, e
 from pyro_laplace.predictive.linearized import LinearizedProgram
 from pyro_laplace.predictive.links import LINKS
 from pyro_laplace.predictive.mixture import MixturePredictive
-from pyro_laplace.predictive.modules_kept import modules_kept
 from pyro_laplace.predictive.observation import Decomposition, Observation
 from pyro_laplace.program import Chunk
+from pyro_laplace.program.modules_kept import in_place_refused, modules_kept
 
 
 class LinearizedPredictive:
@@ -148,16 +148,13 @@ class LinearizedPredictive:
     def _linearized(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[dict[str, Linearized]]:
         """The observed sites at the given arguments; what is drawn from inside advances the user's generator."""
         chunk = Chunk(Batch(args, kwargs))
-        with undisturbed(rng=False), torch.set_grad_enabled(self.differentiable), modules_kept(self.model):
-            try:
-                yield self._linearizer.at(chunk)
-            except RuntimeError as error:
-                if "in-place operation" not in str(error):
-                    raise
-                raise UnsupportedProgram(
-                    "the program changes a tensor of its own in place while it runs (a batch normalisation in training "
-                    "mode, say), and cannot be differentiated as a function: call .eval() on its modules"
-                ) from error
+        with (
+            undisturbed(rng=False),
+            torch.set_grad_enabled(self.differentiable),
+            modules_kept(self.model),
+            in_place_refused(),
+        ):
+            yield self._linearizer.at(chunk)
 
     def _moments(self, linear: Linearized, joint: bool) -> tuple[Tensor, Tensor]:
         if joint:

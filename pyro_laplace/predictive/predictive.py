@@ -25,9 +25,9 @@ from pyro_laplace.predictive.auto import LINEAR
 from pyro_laplace.predictive.linearized import LinearizedProgram
 from pyro_laplace.predictive.linearized_predictive import LinearizedPredictive
 from pyro_laplace.predictive.mixture import MixturePredictive
-from pyro_laplace.predictive.modules_kept import modules_kept
 from pyro_laplace.predictive.nonlinearity import bend_of
 from pyro_laplace.predictive.vectorize import Widest, over_rows, row_by_row
+from pyro_laplace.program.modules_kept import modules_kept
 
 RETURN = "_RETURN"
 """Pyro's name for what the program returns."""

@@ -13,6 +13,7 @@ from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.marginal import marginalise
+from pyro_laplace.program.modules_kept import modules_kept, refuse_changed_buffers
 from pyro_laplace.program.run import Recorder, Run, Site, Watcher, run_model
 from pyro_laplace.program.sites import Latent, pack, unpack
 from pyro_laplace.program.validate import (
@@ -78,9 +79,10 @@ class Program:
             the program, whose `start` is theta at these values.
 
         Raises:
-            UnsupportedProgram: if a construct has no Laplace approximation, naming the site and what to do.
+            UnsupportedProgram: if a construct has no Laplace approximation, naming the site and what to do, or if the
+                run changes buffers of the program's modules.
         """
-        with undisturbed() as before, torch.no_grad():
+        with undisturbed() as before, modules_kept(model) as kept, torch.no_grad():
             first = data.first()
             fill = start_value if values is None else refuse_missing
             with torch.enable_grad():
@@ -88,6 +90,7 @@ class Program:
             for watcher in watchers:
                 watcher.keep(run, first)
             drew = before is not None and not before.is_current()
+            changed = kept.changed()
             refuse_no_likelihood(run, data.one_batch)
             latents = latent_layout(run)
             refuse_surplus(run, values or {})
@@ -108,9 +111,11 @@ class Program:
                 run = program.run(theta, Chunk(first))
                 refuse_shared_discrete(run, data.one_batch)
             program = replace(program, terms=frozenset(likelihood_sites(run)))
-            if drew:
+            if drew or changed:
                 runs = [program.run(theta, Chunk(first)) for _ in range(2)]
-                refuse_randomness(*(sum_log_lik(r, Chunk(first)) + program.log_prior_of(r, theta) for r in runs))
+                one, other = (sum_log_lik(r, Chunk(first)) + program.log_prior_of(r, theta) for r in runs)
+                refuse_changed_buffers(changed, random=not torch.isclose(one, other, rtol=1e-6, equal_nan=True))
+                refuse_randomness(one, other)
             own = run.subsampled if data.one_batch and program._reads_indices(theta, first, run) else {}
             return replace(program, own_indices=own, external=program._external(data, run, own))
 
