@@ -217,7 +217,7 @@ class Functional:
     def variance(self, linear: Linearized) -> Tensor:
         """Its diagonal [n, k]."""
         parts = [self._variance(products) for products in linear.pieces()]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(linear.mean)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(linear.eta)
 
     def joint(self, linear: Linearized) -> Tensor:
         """J Sigma J' over all data [n k, n k]."""

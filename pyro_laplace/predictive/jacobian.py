@@ -82,6 +82,8 @@ class Linearized:
 
     def embed(self, change: Tensor) -> Tensor:
         """A change of the predictor `[*lead, n, k]` as one of eta `[*lead, *base, outputs]`."""
+        if change.dim() == 2 and change.shape == self.eta.shape:
+            return change
         part = change.reshape(*change.shape[:-2], *self.base, len(self.kept))
         if len(self.kept) == self.eta.shape[-1]:
             return part

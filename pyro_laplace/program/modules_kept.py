@@ -68,12 +68,16 @@ class ModulesKept:
             root: the module.
             name: of the root, with which those of its buffers begin; may be empty.
         """
-        for path, module in root.named_modules():
+        pending = [(name, root)]
+        while pending:  # as `named_modules`, at half its price
+            path, module = pending.pop()
             if module not in self.modes:
                 self.modes[module] = module.training
                 for key, own in module._buffers.items():
-                    full_name = ".".join(filter(None, (name, path, key)))
+                    full_name = f"{path}.{key}" if path else key
                     self.buffers.append(_Buffer(module, key, full_name, own, _copy_of(own)))
+                inside = reversed(module._modules.items())
+                pending += [(f"{path}.{key}" if path else key, child) for key, child in inside if child is not None]
 
     def changed(self) -> Collection[str]:
         """Full names of the buffers that are no longer what they were."""
