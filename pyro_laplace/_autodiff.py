@@ -57,7 +57,7 @@ def jvp(fn: Callable[[Tensor], Any], theta: Theta, tangent: Theta) -> tuple[Any,
     _load_forward_mode()
     try:
         return torch.func.jvp(fn, (theta,), (tangent,))[:2]
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # an LSTM's; anything else is fn's own, or has no forward formula at all
         if "mkldnn_rnn" not in str(error):
             raise
     with _plain_recurrence():

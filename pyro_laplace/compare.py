@@ -16,7 +16,6 @@ from pyro_laplace.data import as_data
 from pyro_laplace.predictive.auto import predictive_models
 from pyro_laplace.predictive.draws import PosteriorDraws, draws_of
 from pyro_laplace.predictive.view import View, base_of
-from pyro_laplace.program.modules_kept import modules_kept
 
 LEVEL = 0.9
 """Nominal coverage of the predictive intervals."""
@@ -75,8 +74,7 @@ def compare(
     test_data = None if test_data is None else as_data(test_data)
     rows = {}
     for name, posterior in posteriors.items():
-        with modules_kept(posterior):  # a guide may be a network too
-            draws = draws_of(posterior, data, num_samples)
+        draws = draws_of(posterior, data, num_samples)
         for row, program in predictive_models(name, model, posterior, data, linearized).items():
             rows[row] = _leave_one_out(View.of(program, data, draws), draws)
             if test_data is not None:

@@ -22,7 +22,6 @@ from pyro_laplace.predictive.auto import predictive_model
 from pyro_laplace.predictive.draws import PosteriorDraws, draws_of
 from pyro_laplace.predictive.linearized import LinearizedProgram
 from pyro_laplace.predictive.view import View, map_rows
-from pyro_laplace.program.modules_kept import modules_kept
 from pyro_laplace.program.run import Recorder, run_model
 
 
@@ -71,8 +70,7 @@ def to_datatree(
         UnsupportedProgram: if the program cannot be traced, or the posterior lacks one of its sites.
     """
     data = as_data(data)
-    with modules_kept(posterior):  # a guide may be a network too
-        draws = draws_of(posterior, data, num_samples)
+    draws = draws_of(posterior, data, num_samples)
     predictive = predictive_model(model, posterior, data, linearized)
     view = View.of(predictive, data, draws)
     groups = {

@@ -75,6 +75,19 @@ def test_rows_come_in_chunks(monkeypatch):
     assert shapes == [2, 2, 2, 1]
 
 
+class Classifier(PyroModule):
+    """A network whose outputs are logits."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, y=None):
+        f = self.net(x)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Categorical(logits=f), obs=y)
+
+
 def test_convolutions_and_batch_statistics():
     torch.manual_seed(0)
 
@@ -92,17 +105,7 @@ def test_convolutions_and_batch_statistics():
         for name, value in list(module.named_parameters()):
             setattr(module, name, PyroSample(dist.Normal(torch.zeros(value.shape), 1.0).to_event(value.dim())))
 
-    class Model(PyroModule):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x, y=None):
-            f = self.net(x)
-            with pyro.plate("data", len(x)):
-                return pyro.sample("y", dist.Categorical(logits=f), obs=y)
-
-    model, x = Model().eval(), torch.randn(12, 1, 4)
+    model, x = Classifier(net).eval(), torch.randn(12, 1, 4)
     y = torch.arange(12) % 2
     values = {n: torch.randn_like(v) for n, v in pl.fit_map(model, (x, y), progress=False).median().items()}
     for structure in ("full", "diag", "kron"):
@@ -221,17 +224,7 @@ def classifier():
         prior = dist.Normal(torch.zeros(value.shape), 0.8).to_event(value.dim())
         setattr(module.get_submodule(owner), leaf, PyroSample(prior))
 
-    class Model(PyroModule):
-        def __init__(self):
-            super().__init__()
-            self.net = module
-
-        def forward(self, x, y=None):
-            f = self.net(x)
-            with pyro.plate("data", len(x)):
-                return pyro.sample("y", dist.Categorical(logits=f), obs=y)
-
-    return net, Model(), x, y
+    return net, Classifier(module), x, y
 
 
 def test_logits_that_are_a_product_of_the_program_need_no_backward_pass(monkeypatch):

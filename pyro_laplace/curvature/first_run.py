@@ -1,7 +1,5 @@
 """The run by which a program is traced, captured on the occasion, so that the first pass need not run it again."""
 
-from types import TracebackType
-
 import torch
 from torch import Tensor
 
@@ -9,26 +7,16 @@ from pyro_laplace.curvature.capture import Capture
 from pyro_laplace.curvature.captured_run import CapturedRun
 from pyro_laplace.curvature.point import Point
 from pyro_laplace.data import Batch
-from pyro_laplace.program import Chunk, Program, Run
+from pyro_laplace.program import Chunk, Program, Run, Watcher
 
 
-class FirstRun:
+class FirstRun(Watcher[Capture]):
     """Captures the run that `Program.trace` makes, and gives it to a pass over all coordinates at the same point."""
 
     def __init__(self) -> None:
-        self._capture = Capture({}, {})
+        super().__init__(Capture({}, {}))
         self._leaves: dict[str, Tensor] = {}
         self._made: tuple[Run, Batch] | None = None
-
-    def __enter__(self) -> None:
-        """Capture from here on."""
-        self._capture.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Capture no more."""
-        self._capture.__exit__(kind, error, trace)
 
     def latent(self, name: str, leaf: Tensor, value: Tensor) -> None:
         """A latent site was given a value.
@@ -41,7 +29,7 @@ class FirstRun:
         start = sum(map(len, self._leaves.values()))
         index = torch.arange(start, start + len(leaf), device=leaf.device)
         self._leaves[name] = leaf
-        self._capture.follow(name, value, index.reshape(value.shape))
+        self._mode.follow(name, value, index.reshape(value.shape))
 
     def keep(self, run: Run, batch: Batch) -> None:
         """The program has run on a batch."""
@@ -59,8 +47,8 @@ class FirstRun:
             the run with what was captured, or None.
         """
         made, self._made = self._made, None
-        capture, leaves = self._capture, self._leaves
-        self._capture, self._leaves = Capture({}, {}), {}
+        capture, leaves = self._mode, self._leaves
+        self._mode, self._leaves = Capture({}, {}), {}
         if made is None or program.hidden or program.own_indices or program.nesting is not None:
             return None
         run, batch = made

@@ -79,19 +79,27 @@ class Likelihood:
 
     def distribution(self, eta: Tensor) -> Any:
         """The observed site's distribution, wrappers restored, with the base's parameters replaced by eta."""
-        fn = self.family.distribution(eta, self.base)
-        for wrapper in reversed(self.wrappers):
-            fn = (
-                fn.to_event(wrapper.reinterpreted_batch_ndims)
-                if isinstance(wrapper, Independent)
-                else _again(wrapper, fn)
-            )
-        return fn
+        return self.around(self.family.distribution(eta, self.base))
 
-    def around(self, fn: Any) -> Any:
-        """The wrappers around a distribution that has the axes of `to_event` in its event already."""
+    def around(self, fn: Any, grouped: bool = False) -> Any:
+        """The wrappers around another distribution.
+
+        Args:
+            fn: in the place of the base.
+            grouped: whether it has the axes of `to_event` in its event already.
+
+        Returns:
+            the distribution with masks and fixed transforms, and `to_event` unless `grouped`.
+        """
         for wrapper in reversed(self.wrappers):
-            fn = _again(wrapper, fn)
+            if isinstance(wrapper, Independent):
+                fn = fn if grouped else fn.to_event(wrapper.reinterpreted_batch_ndims)
+            elif isinstance(wrapper, dist.MaskedDistribution):
+                fn = fn.mask(mask_of(wrapper))
+            elif isinstance(wrapper, torch.distributions.LogNormal) and type(fn) is dist.Normal:  # knows its moments
+                fn = dist.LogNormal(fn.loc, fn.scale)
+            elif isinstance(wrapper, torch.distributions.TransformedDistribution):
+                fn = dist.TransformedDistribution(fn, wrapper.transforms)
         return fn
 
     def weight(self, per_datum: Tensor, value: Tensor) -> Tensor:
@@ -113,17 +121,6 @@ class Likelihood:
                 mask = torch.as_tensor(mask_of(wrapper))
                 weight = weight * mask.reshape(mask.shape + (1,) * inner)
         return weight * value.isfinite() if isinstance(self.base, dist.NanMaskedNormal) else weight
-
-
-def _again(wrapper: Any, fn: Any) -> Any:
-    """A mask or fixed transform around another distribution; what else a wrapper does is done already."""
-    if isinstance(wrapper, dist.MaskedDistribution):
-        return fn.mask(mask_of(wrapper))
-    if isinstance(wrapper, torch.distributions.LogNormal) and type(fn) is dist.Normal:  # it knows its moments
-        return dist.LogNormal(fn.loc, fn.scale)
-    if isinstance(wrapper, torch.distributions.TransformedDistribution):
-        return dist.TransformedDistribution(fn, wrapper.transforms)
-    return fn
 
 
 def likelihood_of(fn: Any) -> Likelihood | None:

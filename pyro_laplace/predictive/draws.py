@@ -17,6 +17,7 @@ from pyro_laplace.data import Batch, Data
 from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.mixture import LaplaceMixture
 from pyro_laplace.predictive.vectorize import over_rows
+from pyro_laplace.program.modules_kept import modules_kept
 from pyro_laplace.program.sites import unpack
 
 _CHUNK = 256
@@ -100,7 +101,8 @@ def draws_of(posterior: Any, data: Data, num_samples: int) -> PosteriorDraws:
     if isinstance(posterior, AutoDelta):
         point = posterior.median(*batch.args, **batch.kwargs)
         return PosteriorDraws({name: value.detach().clone()[None] for name, value in point.items()})
-    return PosteriorDraws(_of_guide(posterior, batch, num_samples))
+    with modules_kept(posterior):  # a guide may be a network too
+        return PosteriorDraws(_of_guide(posterior, batch, num_samples))
 
 
 def _of_laplace(guide: AutoLaplace | LaplaceMixture, num_samples: int) -> PosteriorDraws:

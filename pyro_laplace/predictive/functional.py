@@ -235,12 +235,12 @@ class Functional:
 
     def _covariance(self, products: list[Product]) -> Tensor:
         terms = [_covariance_of(share, products) for share in self._shares(products)]
-        columns = products[0].gradients[:, :, 0, :1]
-        return reduce(add, terms) if terms else torch.zeros_like(columns @ columns.mT)
+        n, k = products[0].gradients.shape[:2]
+        return reduce(add, terms) if terms else products[0].gradients.new_zeros(n, k, k)
 
     def _variance(self, products: list[Product]) -> Tensor:
         terms = [_variance_of(share, products) for share in self._shares(products)]
-        return reduce(add, terms) if terms else torch.zeros_like(products[0].gradients[:, :, 0, 0])
+        return reduce(add, terms) if terms else products[0].gradients.new_zeros(products[0].gradients.shape[:2])
 
     def _shares(self, products: list[Product]) -> list[_Share]:
         """Each block's share; found once, as long as the products have the same coordinates."""

@@ -116,7 +116,7 @@ class Linearizer:
         self._kept: dict[_Structure, Tensor] = {}
         self._checked: set[_Structure] = set()
         self._layouts: dict[Any, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
-        self._steady = False  # whether the program was seen to draw nothing
+        self._steady = False  # whether the first run showed that the predictor is the same at each call
         self._direct = len(guide.random) < len(guide.latents)  # likely, where some sites are held
 
     def at(self, chunk: Chunk) -> dict[str, Linearized]:
@@ -167,7 +167,10 @@ class Linearizer:
 
     @cached_property
     def _values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The leaves of the runs that nothing watches, by random site, and the values of all sites."""
+        """The leaves of the runs that nothing watches, by random site, and the values of all sites.
+
+        The runs share them: no backward pass goes through such a run, whose graph is only read.
+        """
         theta, layout = self.point.theta, self.program.layout
         leaves = {name: theta[layout[name]].clone().requires_grad_() for name in self._touched}
         with torch.enable_grad():

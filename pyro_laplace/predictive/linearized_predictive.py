@@ -55,7 +55,8 @@ class LinearizedPredictive:
 
     Raises:
         InvalidOption: if the guide is not an `AutoLaplace`, or an option has a value that it cannot have.
-        UnsupportedProgram: when called, if a likelihood's link is not known, or the program cannot be differentiated.
+        UnsupportedProgram: when called, if a likelihood's link is not known, the program cannot be differentiated, its
+            predictor is random (dropout in training mode), or a site has no data.
     """
 
     def __new__(cls, model: Any = None, guide: Any = None, **options: Any) -> Any:
@@ -132,7 +133,7 @@ class LinearizedPredictive:
         """What of the uncertainty about y is the data's, and what the parameters'.
 
         Variances of Normal data are closed forms. Entropies, and variances of other data, are means over `num_samples`
-        draws in function space.
+        draws in function space; of data whose moments are not known in closed form, over two draws of y at each.
 
         Args:
             *args: the model's.

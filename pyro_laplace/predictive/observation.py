@@ -82,7 +82,7 @@ class Observation:
         family, wrappers = self._likelihood.family, self._likelihood.wrappers
         transformed = any(isinstance(w, torch.distributions.TransformedDistribution) for w in wrappers)
         if isinstance(family, NormalFamily) and not transformed:
-            _, variance, noise = self._normal_moments()
+            _, variance, noise = self._normal_moments(self.functional.variance(self.linear))
             return Decomposition("variance", aleatoric=noise, epistemic=variance)
         eta = self.draw()
         if isinstance(family, BernoulliFamily):
@@ -111,23 +111,25 @@ class Observation:
     def _normal(self) -> Any:
         """Normal with the variances of predictor and noise added up; the entries of an event have a covariance."""
         linear, likelihood = self.linear, self._likelihood
-        mean, variance, noise = self._normal_moments()
         event = linear.base[len(linear.base) - likelihood.event_dims :]
         if not event or _masks_entries(likelihood):
+            mean, variance, noise = self._normal_moments(self.functional.variance(linear))
             return likelihood.distribution(torch.stack([mean, (variance + noise).log() / 2], -1))
+        spread = self.functional.covariance(linear)
+        mean, _, noise = self._normal_moments(spread.diagonal(dim1=-2, dim2=-1))
         entries, outputs = event.numel(), linear.kept.tolist()
-        covariance = linear.by_datum(self.functional.covariance(linear))
-        whole = covariance.reshape(*linear.batch, entries, len(outputs), entries, len(outputs))
+        whole = linear.by_datum(spread).reshape(*linear.batch, entries, len(outputs), entries, len(outputs))
         of_loc = whole[..., 0, :, 0] if outputs[0] == 0 else torch.zeros_like(whole[..., 0, :, 0])
         nan_masked = isinstance(likelihood.base, dist.NanMaskedNormal)
         kind = dist.NanMaskedMultivariateNormal if nan_masked else dist.MultivariateNormal
         flat = (*linear.batch, entries)
         fn: Any = kind(mean.reshape(flat), of_loc + noise.reshape(flat).diag_embed())
-        return likelihood.around(fn if len(event) == 1 else ArrayNormal(fn, [ReshapeTransform(fn.event_shape, event)]))
+        shaped = fn if len(event) == 1 else ArrayNormal(fn, [ReshapeTransform(fn.event_shape, event)])
+        return likelihood.around(shaped, grouped=True)
 
-    def _normal_moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance of the location, and the expected variance of the noise, `[*base]` each."""
-        spread = self.linear.embed(self.functional.variance(self.linear))
+    def _normal_moments(self, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and expected noise variance of the location `[*base]`, by the predictor's variance [n, k]."""
+        spread = self.linear.embed(variance)
         loc, log_scale = self.linear.eta.unbind(-1)
         return loc, spread[..., 0], (2 * log_scale + 2 * spread[..., 1]).exp()
 

@@ -4,7 +4,7 @@ from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.graph import LastLayer, last_layer
 from pyro_laplace.program.initial import init_to_start
 from pyro_laplace.program.program import Program, add_up, datum_weight, log_lik_of, sum_log_lik
-from pyro_laplace.program.run import Run, Site, is_enumerated, without_masked_nan
+from pyro_laplace.program.run import Run, Site, Watcher, is_enumerated, without_masked_nan
 from pyro_laplace.program.sites import Latent
 from pyro_laplace.program.supports import FromTriangle, LowerTriangle
 
@@ -17,6 +17,7 @@ __all__ = [
     "Program",
     "Run",
     "Site",
+    "Watcher",
     "add_up",
     "datum_weight",
     "init_to_start",

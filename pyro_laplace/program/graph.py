@@ -8,7 +8,6 @@ operation's bias.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_laplace._compat import undisturbed
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.program import Program
-from pyro_laplace.program.run import Run
+from pyro_laplace.program.run import Run, Watcher
 
 _PRODUCTS = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "einsum",
@@ -110,7 +109,7 @@ def last(operations: set[Operation]) -> set[Operation]:
     return operations - passed
 
 
-class LastLayer:
+class LastLayer(Watcher[GraphMode]):
     """Looks on while a program is traced, and finds the sites of its last layer.
 
     Attributes:
@@ -119,18 +118,8 @@ class LastLayer:
     """
 
     def __init__(self) -> None:
+        super().__init__(GraphMode({}))
         self.sites: frozenset[str] = frozenset()
-        self._mode = GraphMode({})
-
-    def __enter__(self) -> None:
-        """Look on from here on."""
-        self._mode.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Look on no more."""
-        self._mode.__exit__(kind, error, trace)
 
     def latent(self, name: str, leaf: Tensor, value: Tensor) -> None:
         """A latent site has its value."""

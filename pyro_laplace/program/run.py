@@ -1,13 +1,16 @@
 """One run of the program with given values: what each sample statement was, and how much it counts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from types import TracebackType
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyro_laplace._compat import (
     Enumeration,
@@ -97,17 +100,33 @@ class Run:
 Fill = Callable[[Mapping[str, Any]], Tensor]
 
 
-@runtime_checkable
-class Watcher(AbstractContextManager[None], Protocol):
-    """What looks on while a program is traced: entered around its run."""
+class Watcher[Mode: TorchFunctionMode](ABC):
+    """What looks on while a program is traced, by a mode that is active around its run.
 
+    Args:
+        mode: sees the operations.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
+
+    def __enter__(self) -> None:
+        """Look on from here on."""
+        self._mode.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Look on no more."""
+        self._mode.__exit__(kind, error, trace)
+
+    @abstractmethod
     def latent(self, name: str, leaf: Tensor, value: Tensor) -> None:
         """A latent site has its value, a view of a flat leaf of the graph."""
-        ...
 
+    @abstractmethod
     def keep(self, run: Run, batch: Batch) -> None:
         """The program has run on a batch."""
-        ...
 
 
 class Recorder(Messenger):
