@@ -57,7 +57,8 @@ def to_datatree(
         num_samples: draws from a guide; an `MCMC` and a mapping keep theirs.
         linearized: whether `log_likelihood` and `posterior_predictive` are of the linearised program. "auto": for an
             `AutoLaplace` within which the program is not linear.
-        num_prior_samples: draws of `prior` and `prior_predictive`; 0 leaves the groups out.
+        num_prior_samples: draws of `prior` and `prior_predictive`; 0 leaves the groups out, and so does an improper
+            prior, which has no draws.
         coords: labels of dims, as in ``arviz_base.from_dict``.
 
     Returns:
