@@ -15,19 +15,21 @@ from pyro_laplace._errors import (
     TooLarge,
     UnsupportedProgram,
 )
-from pyro_laplace.compare import compare
-from pyro_laplace.datatree import to_datatree
-from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.inference import fit_nuts, fit_svi
-from pyro_laplace.laplace import fit_laplace
-from pyro_laplace.mixture import LaplaceMixture
-from pyro_laplace.mode import fit_map
+from pyro_laplace.linearized.predictor import LinearizedPredictive
+from pyro_laplace.linearized.program import linearize
+from pyro_laplace.mode.fit_map import fit_map
 from pyro_laplace.nn import bayesianize
-from pyro_laplace.precision import Kron, LowRank
-from pyro_laplace.predictive import LinearizedPredictive, Predictive, linearize
-from pyro_laplace.program import init_to_start
-from pyro_laplace.subset import Subnetwork
-from pyro_laplace.update import update
+from pyro_laplace.posterior.fit import fit_laplace
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.posterior.subset import Subnetwork
+from pyro_laplace.posterior.update import update
+from pyro_laplace.program.start import init_to_start
+from pyro_laplace.report.compare import compare
+from pyro_laplace.report.datatree import to_datatree
+from pyro_laplace.sampled.predictive import Predictive
+from pyro_laplace.structure.options import Kron, LowRank
 
 if TYPE_CHECKING:
     from pyro_laplace import plots

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from pyro.poutine import runtime
 from torch.overrides import _get_current_function_mode_stack
 
-pytest.register_assert_rewrite("predictive_oracles")
+pytest.register_assert_rewrite("oracles.predictions")
 
 # The tests' tensors are small, and pytest-xdist brings a process for each core.
 torch.set_num_threads(1)

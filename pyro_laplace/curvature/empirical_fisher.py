@@ -10,7 +10,9 @@ from torch import Tensor
 
 from pyro_laplace.curvature.root import Root, SiteRoot, link_of
 from pyro_laplace.likelihood import Likelihood, likelihood_of
-from pyro_laplace.program import Chunk, Program, Run, Site, datum_weight
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program, datum_weight
+from pyro_laplace.program.run import Run, Site
 
 
 def root(program: Program, run: Run, chunk: Chunk) -> Root:

@@ -14,12 +14,14 @@ import zlib
 import pyro
 from torch import Tensor
 
-from pyro_laplace._compat import undisturbed
+from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace.curvature.empirical_fisher import score_root
 from pyro_laplace.curvature.mc_fisher import draw_labels
 from pyro_laplace.curvature.root import Information, Root, SiteRoot, link_of
 from pyro_laplace.likelihood import Likelihood, check_informative, likelihood_of
-from pyro_laplace.program import Chunk, Program, Run, Site, datum_weight
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program, datum_weight
+from pyro_laplace.program.run import Run, Site
 
 LABELS = 100
 """Least number of labels drawn for each datum."""

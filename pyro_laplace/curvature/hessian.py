@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_laplace.program import Chunk, Program, log_lik_of
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program, log_lik_of
 
 
 def negative_log_lik(program: Program, chunk: Chunk, terms: frozenset[str]) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,9 @@ from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.curvature.empirical_fisher import score_root
 from pyro_laplace.curvature.root import Root
 from pyro_laplace.likelihood import can_be_drawn, check_informative, marginalises_nan
-from pyro_laplace.program import Chunk, Program, Run, Site
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.run import Run, Site
 
 LABELS = 4
 """Labels drawn for each datum."""

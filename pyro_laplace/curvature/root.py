@@ -12,11 +12,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat import undisturbed
-from pyro_laplace.curvature.captured_run import CapturedRun
-from pyro_laplace.curvature.data_pass import Pass
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.likelihood import Likelihood, require_likelihood
-from pyro_laplace.program import Chunk, Program, Run, Site
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.run import Run, Site
+from pyro_laplace.structure.data_pass import Pass
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace._memory import refuse_too_large
-from pyro_laplace.guide import AutoLaplace
-from pyro_laplace.program import Program
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.program.program import Program
 
 
 class LaplaceMass(BlockMassMatrix):

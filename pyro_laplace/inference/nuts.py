@@ -10,15 +10,17 @@ from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from pyro_laplace._compat import chains_in_turn, undisturbed
+from pyro_laplace._compat.pyro import chains_in_turn, undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data, as_data
-from pyro_laplace.guide import AutoLaplace
 from pyro_laplace.inference.mass import LaplaceMass
 from pyro_laplace.inference.potential import Potential
-from pyro_laplace.mode import Objective, descend
-from pyro_laplace.program import Latent, Program
+from pyro_laplace.mode.descent import descend
+from pyro_laplace.mode.objective import Objective
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.sites import Latent
 
 _START_STEPS = 50
 """L-BFGS iterations towards high density before the chains start; the typical set is not at the mode."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Scalar, Theta
-from pyro_laplace.program import Chunk, Program
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program
 
 
 @dataclass(eq=False)

@@ -9,13 +9,14 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
 
-from pyro_laplace._compat import name_apart, site_is_subsample, undisturbed
+from pyro_laplace._compat.pyro import name_apart, site_is_subsample, undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, as_data
-from pyro_laplace.guide import AutoLaplace
-from pyro_laplace.mixture import LaplaceMixture
-from pyro_laplace.mode import train
-from pyro_laplace.program import Chunk, Program
+from pyro_laplace.mode.training import train
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program
 
 
 def fit_svi(

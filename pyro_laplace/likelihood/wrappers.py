@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Independent, transforms
 from torch.distributions.transforms import AffineTransform
 
-from pyro_laplace._compat import mask_of
+from pyro_laplace._compat.pyro import mask_of
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.likelihood.location_scale import LocationScale
 from pyro_laplace.likelihood.registry import FAMILIES, Family, family_of

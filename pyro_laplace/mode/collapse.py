@@ -12,11 +12,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat import undisturbed
+from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import NotAMode
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.objective import Objective
-from pyro_laplace.program import Chunk, Site
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.run import Site
 
 _SHRUNK = 1e-2
 """A scale that fell by this factor, or below `_SMALL` of its values, may have collapsed."""

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDelta
 from pyro.infer.autoguide.utils import deep_setattr
 
-from pyro_laplace._compat import name_apart, undisturbed
+from pyro_laplace._compat.pyro import name_apart, undisturbed
 from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.mode.collapse import Collapse, refuse_collapse
@@ -21,7 +21,9 @@ from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.starts import log_mass, search
 from pyro_laplace.mode.training import check_num_steps, train
-from pyro_laplace.program import Chunk, Program, init_to_start
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.start import init_to_start
 
 SMALL = 200
 """Coordinates up to which a program is small: Newton's method with its exact Hessian is cheap."""

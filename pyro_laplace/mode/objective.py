@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._autodiff import hessian
-from pyro_laplace._compat import LinAlgError, undisturbed
+from pyro_laplace._compat.pyro import LinAlgError, undisturbed
 from pyro_laplace._typing import Matrix, Scalar, Theta
 from pyro_laplace.data import Data
-from pyro_laplace.program import Chunk, Program
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program
 
 
 @dataclass(frozen=True)

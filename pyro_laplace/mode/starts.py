@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat import LinAlgError, undisturbed
+from pyro_laplace._compat.pyro import LinAlgError, undisturbed
 from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data
 from pyro_laplace.mode.collapse import Collapse
 from pyro_laplace.mode.newton import minimise, quadratic
 from pyro_laplace.mode.objective import Objective
-from pyro_laplace.program import Program
+from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Recorder, run_model
 
 _STEPS = 60

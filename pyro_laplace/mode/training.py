@@ -11,10 +11,11 @@ from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from tqdm.auto import tqdm
 
-from pyro_laplace._compat import site_is_subsample
+from pyro_laplace._compat.pyro import site_is_subsample
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, Data
-from pyro_laplace.program import Program, is_enumerated, without_masked_nan
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.run import is_enumerated, without_masked_nan
 
 WINDOW = 100
 """Steps (at least one pass) over which the loss is averaged before it is judged."""

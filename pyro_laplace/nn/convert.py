@@ -11,12 +11,12 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from pyro_laplace._compat import undisturbed
+from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, UnsupportedProgram, check_option
 from pyro_laplace.nn.likelihoods import Likelihood
 from pyro_laplace.nn.network import BayesianNetwork, NetworkProgram, run_priors
 from pyro_laplace.nn.select import Chosen, Priors, assign, choose
-from pyro_laplace.program import init_to_start
+from pyro_laplace.program.start import init_to_start
 
 
 def bayesianize(

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_laplace._compat import in_call, once_per_call
+from pyro_laplace._compat.pyro import in_call, once_per_call
 from pyro_laplace._errors import InvalidData, UnsupportedProgram
 from pyro_laplace.nn.likelihoods import Likelihood, observation
 from pyro_laplace.nn.priors import Prior

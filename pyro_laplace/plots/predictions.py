@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Data, as_data
+from pyro_laplace.draws.arguments import tensor_arguments
+from pyro_laplace.draws.draws import PosteriorDraws, draws_of
+from pyro_laplace.draws.over_draws import View
+from pyro_laplace.linearized.choose import predictive_models
 from pyro_laplace.plots.style import COLORS, tidy
-from pyro_laplace.predictive.arguments import tensor_arguments
-from pyro_laplace.predictive.auto import predictive_models
-from pyro_laplace.predictive.draws import PosteriorDraws, draws_of
-from pyro_laplace.predictive.view import View
 
 _LEVELS = ((0.9, 0.2), (0.5, 0.35))
 _GRID = 60

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat import scale_and_mask
+from pyro_laplace._compat.pyro import scale_and_mask
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.program.eliminate import Axis, Factor, Intractable, eliminate
 from pyro_laplace.program.run import Run, Site

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat import scale_and_mask, undisturbed
+from pyro_laplace._compat.pyro import scale_and_mask, undisturbed
 from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.marginal import marginalise
-from pyro_laplace.program.modules_kept import modules_kept, refuse_changed_buffers
+from pyro_laplace.program.module_state import modules_kept, refuse_changed_buffers
 from pyro_laplace.program.run import Recorder, Run, Site, Watcher, run_model
 from pyro_laplace.program.sites import Latent, pack, unpack
 from pyro_laplace.program.validate import (

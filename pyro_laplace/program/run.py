@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_laplace._compat import (
+from pyro_laplace._compat.pyro import (
     Enumeration,
     carries_density,
     scale_and_mask,

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
-from pyro_laplace._compat import is_delta
+from pyro_laplace._compat.pyro import is_delta
 from pyro_laplace._errors import UnsupportedProgram
-from pyro_laplace.program.initial import init_to_start
 from pyro_laplace.program.run import Run, Site
 from pyro_laplace.program.sites import Latent
+from pyro_laplace.program.start import init_to_start
 
 
 def latent_layout(run: Run) -> dict[str, Latent]:

@@ -1,0 +1,308 @@
+"""A program on its data, each datum once, with what the axes of its sites mean."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_laplace._compat.pyro import mask_of, undisturbed
+from pyro_laplace._errors import UnsupportedProgram
+from pyro_laplace.data import Data
+from pyro_laplace.draws.arguments import tensor_arguments
+from pyro_laplace.draws.draws import PosteriorDraws
+from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_observed, over_draws
+from pyro_laplace.draws.vectorize import over_rows
+from pyro_laplace.linearized.program import LinearizedProgram
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.run import Run, Site
+
+_CHUNK_ELEMENTS = 2**25
+
+
+@dataclass(frozen=True)
+class View:
+    """A program on its data, each datum once, with what each of its sites' axes mean.
+
+    Attributes:
+        program: traced on the data.
+        data: the data.
+    """
+
+    program: Program
+    data: Data
+
+    @staticmethod
+    def of(model: Callable[..., Any], data: Data, draws: PosteriorDraws) -> "View":
+        """Trace a model on data, at the first of the draws.
+
+        Args:
+            model: a Pyro program, or what `linearize` makes of one.
+            data: the data.
+            draws: of the program's latent sites.
+
+        Returns:
+            the view.
+
+        Raises:
+            UnsupportedProgram: if that is impossible, or two plates of the model draw their own indices.
+        """
+        program = Program.trace(model, data, {name: value[0] for name, value in draws.values.items()})
+        if len(program.own_indices) > 1:
+            raise UnsupportedProgram(
+                f"the plates {sorted(program.own_indices)} all draw their own subsamples: leave subsample_size out of "
+                "the model for this call"
+            )
+        return View(program, data)
+
+    @cached_property
+    def dims(self) -> dict[str, list[str]]:
+        """Variable to the names of its axes, draws excluded."""
+        run = self.run
+        dims = {}
+        for name, site in {**run.observed, **run.factors, **run.deterministic, **run.latents}.items():
+            event_dims = site.value.dim() - len(self._batch(site))
+            dims[name] = [*self._kept(name, site), *(None for _ in range(event_dims))]
+        for name, value in self.constant.items():
+            dims[name] = [self._plate_of(value), *(None for _ in value.shape[1:])] if value.dim() else []
+        return {name: _numbered(name, axes) for name, axes in dims.items()}
+
+    def batch_dims(self, name: str) -> list[str | None]:
+        """The plates of the batch axes of an observed site or factor, None for an axis without a plate."""
+        return self._kept(name, {**self.run.observed, **self.run.factors}[name])
+
+    def latents(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Latent sites' draws as variables `[draws, *dims]`."""
+        shaped = {n: values[n].reshape(len(values[n]), *latent.shape) for n, latent in self.program.latents.items()}
+        return self._variables(shaped)
+
+    def deterministic(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`pyro.deterministic` sites at the draws; those inside a plate that subsamples by itself are left out."""
+        batches = [Data(batch, one_batch=True) for batch in self.data]
+        parts = [draw_deterministic(self.plain, values, batch) for batch in batches]
+        found = {}
+        for name, first in parts[0].items():
+            site = self.run.deterministic[name]
+            if any(frame.name in self.program.own_indices for frame in site.frames):
+                continue
+            rest = [part[name] for part in parts[1:]]
+            same = all(first.shape == other.shape and torch.equal(first, other) for other in rest)
+            found[name] = first if same or first.dim() == 1 else torch.cat([first, *rest], 1)
+        return self._variables(found)
+
+    def log_lik(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log likelihood of each datum at the draws, `[draws, *batch dims]`."""
+        return self._variables(self._once(draw_log_lik(self.plain, values, self.data), lead=1))
+
+    def replicated(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Observed sites drawn anew at the draws, `[draws, *dims]`."""
+        return self._variables(self._once(draw_observed(self.plain, values, self.data), lead=1))
+
+    def log_joint(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log p(y, theta) [draws], the log-Jacobian included."""
+        program, latents = self.program, self.program.latents
+        values = {name: values[name].reshape(-1, *latent.shape) for name, latent in latents.items()}
+        size = sum(site.value.numel() for site in self.run.observed.values())
+        total = torch.zeros((), dtype=torch.float64, device=program.start.device)
+        with undisturbed(rng=False), torch.no_grad():
+            theta = torch.func.vmap(program.pack)(values)
+            for number, chunk in enumerate(program.chunks(self.data)):
+                prior = 1.0 if number == 0 else 0.0
+
+                def at(row: Tensor, chunk: Chunk = chunk, prior: float = prior) -> dict[str, Tensor]:
+                    return {"lp": program.log_joint(row, chunk, prior=prior)}
+
+                total = total + map_rows(at, theta, size)["lp"]
+        return total
+
+    @cached_property
+    def observed(self) -> dict[str, Tensor]:
+        """Values of the observed sites that the data hold."""
+        with undisturbed(), torch.no_grad():
+            runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.plain.chunks(self.data)]
+        given = [name for name, site in runs[0].items() if site.given]
+        joined = {name: _cat([run[name].value for run in runs]) for name in given}
+        return {name: value[0] for name, value in self._variables(_lifted(self._once(joined, lead=0))).items()}
+
+    @cached_property
+    def constant(self) -> dict[str, Tensor]:
+        """The model's tensor arguments that are not observed values."""
+        model = self.program.model
+        arguments = tensor_arguments(model.model if isinstance(model, LinearizedProgram) else model, self.data)
+        seen = list(self.observed.values())
+        taken = {*self.run.observed, *self._plates}
+        return {
+            f"{name}_data" if name in taken else name: value
+            for name, value in arguments.items()
+            if not any(value.shape == other.shape and torch.equal(value, other.to(value.dtype)) for other in seen)
+        }
+
+    def expected(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mean of the observed sites given each draw.
+
+        Args:
+            values: latent site to draws `[draws, *shape]`.
+
+        Returns:
+            site name to `[draws, *dims]`; of a `Categorical` its probabilities `[draws, *dims, classes]`. A site whose
+            distribution has no closed-form mean is left out.
+        """
+        chunks = list(self.plain.chunks(self.data))
+        parts = [over_draws(self.plain, values, chunk, _means, sample=False) for chunk in chunks]
+        joined = {name: _cat([part[name] for part in parts], 1) for name in parts[0]}
+        return self._variables(self._once(joined, lead=1))
+
+    @cached_property
+    def counted(self) -> dict[str, Tensor]:
+        """Which data of each observed site the program does not mask, `[*batch dims]`."""
+        with undisturbed(), torch.no_grad():
+            runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.plain.chunks(self.data)]
+        joined = {name: _cat([_unmasked(run[name]) for run in runs]) for name in runs[0]}
+        return {name: value[0] for name, value in self._variables(_lifted(self._once(joined, lead=0))).items()}
+
+    @cached_property
+    def plain(self) -> Program:
+        """The program without the weights by which a part of the data stands for all."""
+        return replace(self.program, external={})
+
+    @cached_property
+    def run(self) -> Run:
+        """The program's sites on the first chunk of the data."""
+        with undisturbed(), torch.no_grad():
+            return self.plain.run(self.program.start, next(self.plain.chunks(self.data)))
+
+    @cached_property
+    def _plates(self) -> dict[str, int]:
+        """Plates around the observed sites, and how many of their elements the data hold."""
+        sizes: dict[str, int] = {}
+        for site in self.run.observed.values():
+            sizes |= {frame.name: frame.size for frame in site.frames}
+        return sizes | {name: size for name, (size, _) in self.program.own_indices.items()}
+
+    def _plate_of(self, value: Tensor) -> str | None:
+        """The plate along an argument's first axis, where there is no doubt."""
+        observed = next(iter(self.observed.items()), None)
+        if observed is None:
+            return None
+        name, data = observed
+        axes = self._kept(name, self.run.observed[name])
+        matching = [axis for axis, size in zip(axes, data.shape, strict=False) if axis and size == len(value)]
+        return matching[0] if len(matching) == 1 else None
+
+    def _batch(self, site: Site) -> list[str | None]:
+        """The plate of each batch axis of a site."""
+        declared = len(site.fn.event_shape)
+        aligned = site.name in self.run.deterministic and declared == site.value.dim()
+        if aligned:  # pyro.deterministic without event_dim= calls every axis an event axis
+            fits = all(f.dim >= -site.value.dim() and site.value.shape[f.dim] == f.size for f in site.frames)
+            count = max((-f.dim for f in site.frames), default=0) if fits else 0
+            length = site.value.dim() if count else 0
+        else:
+            fits, length = True, site.value.dim() - declared
+        axes: list[str | None] = [None for _ in range(length)]
+        for frame in site.frames if fits else ():
+            if -frame.dim <= len(axes):
+                axes[frame.dim] = frame.name
+        return axes
+
+    def _kept(self, name: str, site: Site) -> list[str | None]:
+        """`_batch` without the axes of size one that no plate owns."""
+        axes = self._batch(site)
+        drop = self._singletons(site, axes)
+        return [axis for i, axis in enumerate(axes) if i not in drop]
+
+    @staticmethod
+    def _singletons(site: Site, axes: list[str | None]) -> list[int]:
+        return [i for i, axis in enumerate(axes) if site.frames and axis is None and site.value.shape[i] == 1]
+
+    def _variables(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Drop the axes [draws, ...] that no plate owns and that only align sites with one another."""
+        run = self.run
+        sites = {**run.observed, **run.factors, **run.deterministic, **run.latents}
+        result = {}
+        for name, value in values.items():
+            drop = self._singletons(sites[name], self._batch(sites[name]))
+            result[name] = value.squeeze([i + 1 for i in drop]) if drop else value
+        return result
+
+    def _once(self, values: dict[str, Tensor], lead: int) -> dict[str, Tensor]:
+        """`[*lead, visits, ...]` to `[*lead, size, ...]`: drop what the chunks of a self-subsampling plate repeat."""
+        if not self.program.own_indices:
+            return values
+        ((plate, _),) = self.program.own_indices.items()
+        fresh = torch.cat([chunk.weights[plate] > 0 for chunk in self.plain.chunks(self.data)]).nonzero()[:, 0]
+        run = self.run
+        result = {}
+        for name, value in values.items():
+            frames = {**run.observed, **run.factors}[name].frames
+            inside = any(frame.name == plate for frame in frames)
+            if inside and plate != min(frames, key=lambda frame: frame.dim).name:
+                raise UnsupportedProgram(
+                    f"plate {plate!r} draws its own subsample, and site {name!r} has another plate to the left of it: "
+                    "leave subsample_size out of the model for this call"
+                )
+            result[name] = value.index_select(lead, fresh.to(value.device)) if inside else value
+        return result
+
+
+def map_rows(fn: Callable[[Tensor], Mapping[str, Tensor]], rows: Tensor, size: int) -> dict[str, Tensor]:
+    """`fn`, which makes about `size` elements of a row, at each row: vectorised where it can be."""
+    step = max(1, _CHUNK_ELEMENTS // (8 * size + 1))
+    return over_rows(lambda row: fn(row["row"]), {"row": rows}, len(rows), step)
+
+
+def base_of(fn: Any) -> Any:
+    """The innermost distribution, wrappers (`to_event`, `mask`, `expand`) seen through."""
+    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _means(run: Run, chunk: Chunk) -> dict[str, Tensor]:
+    means = {}
+    for name, site in run.observed.items():
+        base = base_of(site.fn)
+        try:
+            mean = base.probs if isinstance(base, torch.distributions.Categorical) else site.fn.mean
+        except (NotImplementedError, AttributeError):
+            continue
+        axes = mean.shape[-1:] if isinstance(base, torch.distributions.Categorical) else ()
+        means[name] = mean.expand(*site.fn.shape(), *axes)
+    return means
+
+
+def _unmasked(site: Site) -> Tensor:
+    """Whether any part of each datum counts, `[*batch_shape]`."""
+    fn, batch = site.fn, site.fn.batch_shape
+    counted = torch.ones(batch, dtype=torch.bool)
+    if site.mask is not None:
+        counted = counted & torch.as_tensor(site.mask).cpu()
+    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            mask = torch.as_tensor(mask_of(fn)).cpu().expand(fn.batch_shape)
+            counted = counted & (mask.reshape(*batch, -1).any(-1) if len(fn.batch_shape) > len(batch) else mask)
+        fn = fn.base_dist
+    return counted
+
+
+def _cat(parts: list[Tensor], dim: int = 0) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts, dim) if parts[0].dim() > dim else torch.stack(parts, dim)
+
+
+def _lifted(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value[None] for name, value in values.items()}
+
+
+def _numbered(name: str, axes: list[str | None]) -> list[str]:
+    """Name the axes that no plate owns, as ArviZ does."""
+    count, named = 0, []
+    for axis in axes:
+        named.append(axis or f"{name}_dim_{count}")
+        count += axis is None
+    return named

@@ -1,0 +1,243 @@
+"""`fit_laplace`: from a Pyro program, its data and its mode to a Gaussian posterior guide."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, overload
+
+import torch
+from pyro.infer.autoguide.guides import AutoGuide
+from torch import Tensor
+
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._errors import InvalidOption, check_option
+from pyro_laplace._typing import Theta
+from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.first_run import FirstRun
+from pyro_laplace.capture.last_layer import LastLayer
+from pyro_laplace.curvature.root import Curvature
+from pyro_laplace.data import Data, as_data
+from pyro_laplace.mode.descent import descend
+from pyro_laplace.mode.fit_map import SMALL, discard_params, fit_map
+from pyro_laplace.mode.given import point_of
+from pyro_laplace.mode.newton import minimise
+from pyro_laplace.mode.objective import Objective
+from pyro_laplace.posterior.evidence import log_evidence
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
+from pyro_laplace.posterior.mode_check import judge, report
+from pyro_laplace.posterior.subset import Subnetwork, Subset, free_index, select
+from pyro_laplace.program.program import Program
+from pyro_laplace.structure.accumulate import CURVATURES
+from pyro_laplace.structure.build import build_precision, check_combination
+from pyro_laplace.structure.data_pass import Pass, Tally
+from pyro_laplace.structure.options import Structure, check_structure
+from pyro_laplace.structure.precision import Precision
+
+_GAUSS_NEWTON_STEPS = 20
+_LONGER = "train longer, or give polish=True"
+
+
+@overload
+def fit_laplace(
+    model: Callable[..., Any],
+    data: Any,
+    map_guide: AutoGuide | Mapping[str, Tensor] | None = None,
+    *,
+    subset: Subset = "all",
+    structure: Structure = "full",
+    curvature: str = "ggn",
+    jacobian: bool = True,
+    polish: bool | str = "auto",
+    on_not_a_mode: str = "warn",
+    progress: bool = True,
+    weights: None = None,
+) -> AutoLaplace: ...
+
+
+@overload
+def fit_laplace(
+    model: Callable[..., Any],
+    data: Any,
+    map_guide: list[Any] | tuple[Any, ...],
+    *,
+    subset: Subset = "all",
+    structure: Structure = "full",
+    curvature: str = "ggn",
+    jacobian: bool = True,
+    polish: bool | str = "auto",
+    on_not_a_mode: str = "warn",
+    progress: bool = True,
+    weights: str | None = None,
+) -> LaplaceMixture: ...
+
+
+def fit_laplace(
+    model: Callable[..., Any],
+    data: Any,
+    map_guide: AutoGuide | Mapping[str, Tensor] | list[Any] | tuple[Any, ...] | None = None,
+    *,
+    subset: Subset = "all",
+    structure: Structure = "full",
+    curvature: str = "ggn",
+    jacobian: bool = True,
+    polish: bool | str = "auto",
+    on_not_a_mode: str = "warn",
+    progress: bool = True,
+    weights: str | None = None,
+) -> AutoLaplace | LaplaceMixture:
+    """Turn a Pyro program at its mode into a Gaussian posterior guide.
+
+    The posterior is ``N(theta*, Lambda^-1)`` over the latent sites in unconstrained space, with
+    ``Lambda = sum_n J_n' I_n J_n + H_prior`` (MacKay 1992, "A practical Bayesian framework for backpropagation
+    networks"; Daxberger et al. 2021, "Laplace Redux").
+
+    Args:
+        model: a Pyro program.
+        data: a batch (tuple, dict or tensor), or a re-iterable of batches. Observed sites are those that have a value.
+        map_guide: an `AutoDelta` at the mode, however it was trained, or a mapping of site values; None fits it first.
+            A list or tuple of them gives a `LaplaceMixture`, a Gaussian around each.
+        subset: the random sites, the others are held at the mode: "all", "last_layer", site names or globs, a callable
+            of the site name, or a `Subnetwork` of single coordinates.
+        structure: of the precision: "full"; "block" (dense for each site); "kron" (a Kronecker product per layer,
+            dense blocks for sites in no layer), or `Kron("expand")`, which it is, or `Kron("reduce")`, for weights
+            that several positions share; "diag"; `LowRank(rank)` (a diagonal prior and the likelihood's leading
+            eigenpairs); or a mapping of site globs to these, in which the first match wins, every random site is
+            matched, and the curvature between its groups is dropped.
+        curvature: of the log likelihood: "ggn" (Fisher information of the data's distribution: in closed form where
+            there is one, by enumeration of a small support, or else by Monte Carlo, with labels that are the same at
+            every call on the same data; what cannot be drawn from, and a `pyro.factor`, has its exact Hessian),
+            "mc_fisher" (the Fisher information's unbiased estimate from four labels drawn for each datum, of any
+            distribution; `pyro.set_rng_seed` reproduces it), "empirical_fisher" (the gradients at the data's own
+            labels: one row a datum) or "hessian".
+        jacobian: True builds the Gaussian at the mode of the density of theta, ``log |dx/dtheta|`` included; False at
+            AutoDelta's, the mode of the density of the constrained values.
+        polish: True moves the point to the mode, False leaves it, "auto" moves it where it must: sites with constraints
+            and `jacobian=True`, or a program of at most 200 coordinates. A trained network is measured, not retrained.
+        on_not_a_mode: what to do about a point further than 0.1 sqrt(P) posterior standard deviations from the mode:
+            "warn", "raise" or "ignore".
+        progress: whether to show a progress bar while the mode is fitted.
+        weights: of a mixture: "evidence" (the default: softmax of the log evidences) or "equal".
+
+    Returns:
+        the posterior as a Pyro guide.
+
+    Raises:
+        InvalidOption: for an option's unknown value, or `weights` without several starts.
+        UnsupportedProgram: if the program has no Laplace approximation, naming the site and what to do.
+        NotAMode: if the point is not a mode and `on_not_a_mode="raise"`.
+        IndefiniteCurvature: if the precision is not positive definite, naming the sites to blame.
+    """
+    start = time.perf_counter()
+    if isinstance(map_guide, list | tuple):
+        chosen = {"subset": subset, "structure": structure, "curvature": curvature, "jacobian": jacobian}
+        chosen |= {"polish": polish, "on_not_a_mode": on_not_a_mode}
+        return fit_mixture(partial(fit_laplace, model, data, **chosen), map_guide, subset, weights)
+    if weights is not None:
+        raise InvalidOption(f"weights={weights!r} is for a mixture: give map_guide a list of mode guides")
+    check_structure(structure)
+    check_option("curvature", curvature, tuple(CURVATURES))
+    check_option("jacobian", jacobian, (True, False))
+    check_option("polish", polish, (True, False, "auto"))
+    check_option("on_not_a_mode", on_not_a_mode, ("warn", "raise", "ignore"))
+    data = as_data(data)
+    given = map_guide is not None
+    check_combination(structure, CURVATURES[curvature])
+    if map_guide is None:
+        select(subset, Program.trace(model, data), data)  # a typo need not wait for the training
+        fitted = fit_map(model, data, progress=progress)
+        map_guide = point_of(fitted, data)
+        discard_params(fitted)
+    measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
+    generator = subset.generator() if isinstance(subset, Subnetwork) else None
+    with undisturbed(), torch.no_grad():
+        first, layers = FirstRun() if subset == "all" else None, LastLayer() if subset == "last_layer" else None
+        watchers = [watcher for watcher in (first, layers) if watcher is not None]
+        program = Program.trace(model, data, point_of(map_guide, data), watchers)
+        random = select(subset, program, data, None if layers is None or program.hidden else layers.sites)
+        search = _Search(program, data, free_index(program, random), structure, measure, jacobian, first)
+        theta = search.move(program.start, polish, given)
+        if isinstance(subset, Subnetwork) and generator is not None:
+            search = replace(search, index=subset.choose(program, theta, lambda: search.variance(theta), generator))
+        precision, tally = search.precision(theta)
+        if polish is True or (polish == "auto" and not given):
+            theta, precision, tally = search.gauss_newton(theta, precision, tally)
+        moved = not torch.equal(theta, program.start)
+        mode = judge(theta, tally.log_lik + tally.log_prior, tally.gradient, precision, moved)
+        report(mode, on_not_a_mode, _LONGER if given else "give a map_guide trained longer")
+        guide = AutoLaplace(
+            model,
+            program.latents,
+            search.index,
+            mode,
+            precision,
+            structure=structure,
+            curvature=curvature,
+            observed=program.observed,
+            log_evidence=log_evidence(tally.log_lik, tally.log_prior_of_free, precision),
+        )
+    guide.fit_seconds = time.perf_counter() - start
+    return guide
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The posterior's precision anywhere, and the way to the mode by it."""
+
+    program: Program
+    data: Data
+    index: Tensor
+    structure: Structure
+    curvature: Curvature
+    jacobian: bool
+    first: FirstRun | None = None
+
+    def precision(self, theta: Theta) -> tuple[Precision, Tally]:
+        """Lambda at a point, and what the pass over the data found there besides."""
+        visit = Pass(self.program, Point(theta, self.index), self.data, self.jacobian, first=self.first)
+        return build_precision(self.structure, self.curvature, visit), visit.tally
+
+    def variance(self, theta: Theta) -> Theta:
+        """Marginal variances under the diagonal approximation."""
+        return replace(self, structure="diag").precision(theta)[0].variance()
+
+    def objective(self, theta: Theta, index: Tensor) -> Objective:
+        return Objective(self.program, self.data, self.jacobian, theta, index)
+
+    def move(self, theta: Theta, polish: bool | str, given: bool) -> Theta:
+        """To the mode of the log joint, as far as `polish` asks."""
+        everything = torch.arange(len(theta), device=theta.device)
+        constrained = [name for name, latent in self.program.latents.items() if latent.constrained]
+        must = self.jacobian and bool(constrained)
+        if polish is False:
+            return theta
+        if len(theta) <= SMALL:
+            return self._minimise(theta, everything)
+        if polish is True or not given:
+            objective = self.objective(theta, everything)
+            return objective.embed(descend(objective))
+        return self._minimise(theta, free_index(self.program, constrained)) if must else theta
+
+    def gauss_newton(self, theta: Theta, precision: Precision, tally: Tally) -> tuple[Theta, Precision, Tally]:
+        """Steps Lambda^-1 g with backtracking, until the decrement says that this is a mode."""
+        for _ in range(_GAUSS_NEWTON_STEPS):
+            objective = self.objective(theta, self.index)
+            part, value = objective.start, -(tally.log_lik + tally.log_prior)
+            step = precision.solve(tally.gradient)
+            slope = float(step @ tally.gradient)
+            if slope <= 0.01 * 0.1**2 * len(part):
+                break
+            for halving in range(12):
+                trial, _ = objective.value_and_gradient(part + 0.5**halving * step)
+                if value - float(trial) > 1e-4 * 0.5**halving * slope:
+                    break
+            else:
+                break
+            theta = objective.embed(part + 0.5**halving * step)
+            precision, tally = self.precision(theta)
+        return theta, precision, tally
+
+    def _minimise(self, theta: Theta, index: Tensor) -> Theta:
+        objective = self.objective(theta, index)
+        return objective.embed(minimise(objective) if len(index) <= SMALL else descend(objective))

@@ -1,0 +1,50 @@
+"""How far a point is from the mode, and what is said of one that is too far."""
+
+import warnings
+
+from torch import Tensor
+
+from pyro_laplace._errors import NotAMode, NotAModeWarning
+from pyro_laplace._typing import Theta
+from pyro_laplace.mode.mode import Mode
+from pyro_laplace.structure.precision import Precision
+
+
+def judge(theta: Theta, log_joint: float, gradient: Tensor, precision: Precision, moved: bool) -> Mode:
+    """A point with its Newton decrement ``sqrt(g' Lambda^-1 g)``.
+
+    Args:
+        theta: the point.
+        log_joint: the log density there.
+        gradient: g, of the log density in the random coordinates [random].
+        precision: Lambda.
+        moved: whether the point was moved from where the map guide left it.
+
+    Returns:
+        the point judged.
+    """
+    decrement = float(precision.push(gradient).norm())  # |R'^-1 g|, at half the price of a solve
+    return Mode(theta, log_joint, gradient, decrement, moved)
+
+
+def report(mode: Mode, on_not_a_mode: str, remedy: str) -> None:
+    """Warn or raise where a point is no mode.
+
+    Args:
+        mode: the point judged.
+        on_not_a_mode: "warn", "raise" or "ignore".
+        remedy: what the user may do.
+
+    Raises:
+        NotAMode: if the point is no mode and that is to be raised.
+    """
+    if mode.is_mode or on_not_a_mode == "ignore":
+        return
+    message = (
+        f"this point is not a mode: Newton decrement {mode.decrement:.3g} (its distance to the mode in posterior "
+        f"standard deviations; {mode.allowed:.3g} is allowed for {mode.num_random} coordinates), gradient norm "
+        f"{mode.gradient_norm:.3g}. To mend it, {remedy}. on_not_a_mode='ignore' accepts it as it is"
+    )
+    if on_not_a_mode == "raise":
+        raise NotAMode(message)
+    warnings.warn(message, NotAModeWarning, stacklevel=3)

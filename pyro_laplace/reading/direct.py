@@ -1,0 +1,98 @@
+"""A layer whose outputs are the likelihood's own parameters: no backward pass, and no root of the Fisher information.
+
+With ``eta_n = W a_n`` (a softmax does not see the constant that normalising takes away) the curvature in W is
+``sum_n w_n I_n (x) a_n a_n'``, for as many classes as there are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.contraction import Output
+from pyro_laplace.capture.run import CapturedRun
+from pyro_laplace.curvature.root import Information, Root
+from pyro_laplace.reading.factors import layers_of
+from pyro_laplace.reading.verification import unexplained
+
+
+@dataclass(frozen=True, eq=False)
+class Direct:
+    """The curvature of one observed site in such a layer, and in nothing else.
+
+    Attributes:
+        index: free coordinates [o, i].
+        inputs: a [n, i], of the data that weigh something.
+        information: of the site.
+        live: which data these are [n].
+        has_bias: whether the last input is the 1 of a bias.
+    """
+
+    index: Tensor
+    inputs: Tensor
+    information: Information
+    live: Tensor
+    has_bias: bool
+
+    def diagonal(self) -> Tensor:
+        """``sum_n w_n I_n[o,o] a_n[i]^2`` [o, i]."""
+        weights = self.information.diagonals()[self.live].to(self.inputs)
+        return (weights.mT @ self.inputs.square()).double()
+
+
+def direct_of(run: CapturedRun, root: Root | None, point: Point) -> Direct | None:
+    """The curvature, where the free sites are the weight and bias of such a layer; None elsewhere.
+
+    Args:
+        run: the program's run, captured.
+        root: of the curvature on its chunk.
+        point: theta and its free coordinates.
+
+    Returns:
+        the layer's inputs and the site's information, or None.
+    """
+    if root is None or run.capture is None or len(root.sites) != 1 or run.program.terms != root.sites.keys():
+        return None
+    ((name, site_root),) = root.sites.items()
+    information = site_root.given
+    if not isinstance(information, Information) or information.weight.dim() != 1:
+        return None
+    outputs = run.capture.outputs()
+    with torch.enable_grad():
+        eta = site_root.outputs(run.run.observed[name])
+    if not outputs or not _feeds(outputs[0], eta, information.likelihood.family.shift_invariant):
+        return None
+    captured = run.capture.captured(len(information.weight), lambda: eta[0].sum())
+    layers = layers_of(captured.uses)
+    if len(layers) != 1 or captured.scales or captured.opaque or layers[0].index.numel() != len(point.index):
+        return None
+    names = point.sites(run.program)
+    if not run.score.outputs:
+        return None
+    if ("uses", names) not in run.verdicts:
+        unsure = unexplained(run, captured.uses, [], run.score.outputs, run.score.leaves, names)
+        run.verdicts["uses", names] = unsure == set()
+    if not run.verdicts["uses", names]:
+        return None
+    (layer,) = layers
+    live = information.weight != 0
+    inputs = layer.inputs[:, 0]
+    return Direct(
+        point.positions()[layer.index], inputs if bool(live.all()) else inputs[live], information, live, layer.has_bias
+    )
+
+
+def _feeds(output: Output, eta: Tensor, shift_invariant: bool) -> bool:
+    """Whether eta is an operation's output, or differs from it by what is subtracted from all entries alike."""
+    if eta.shape != output.zeros().shape:
+        return False
+    node = eta.grad_fn
+    while node is not None and node.name() == "ExpandBackward0":  # to the same shape
+        node = node.next_functions[0][0]
+    if node is output.edge.node:
+        return True
+    if node is None or not shift_invariant or node.name() != "SubBackward0":
+        return False
+    (first, _), (second, _) = node.next_functions
+    return first is output.edge.node and second is not None and second.name() == "LogsumexpBackward0"

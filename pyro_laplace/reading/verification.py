@@ -1,0 +1,161 @@
+"""Whether a program has the structure that factored curvature takes for granted, found out on the program at hand.
+
+Two things are assumed. A row of an operation's input reaches its own datum only. And every use of a site was seen. Both
+are false for some program (a batch statistic; a function that hides what it does with a weight), and backward passes
+tell. Let ``z_n`` be a random mix of the columns of datum n's root, g the gradients of ``sum_n z_n`` at the captured
+outputs, h those of ``sum_n u_n z_n`` with random u. If rows are independent then ``h_n = u_n g_n``, and for random u
+almost surely not otherwise. If all uses are seen then a gradient in a site's entries is ``sum h a`` of that at the
+outputs; the log likelihood's is at hand, and ``sum_n u_n z_n`` serves where it is zero.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_laplace.capture.contraction import Scale, Use
+from pyro_laplace.capture.run import CapturedRun
+from pyro_laplace.reading.gradients import Gradients
+
+_INDEPENDENT = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Of ``|h - u g|`` relative to ``|h|``."""
+
+_EXPLAINED = {torch.float64: 1e-13, torch.float32: 2e-6}
+"""Of an entry of ``sum h a`` relative to the Cauchy-Schwarz bound ``|h| |a|``."""
+
+_LARGE = 2**13
+"""Coordinates of a site from which on ``h a`` is compared by random probes, and not entry by entry."""
+
+_ByOutput = Mapping[int, Tensor]
+
+
+def independent(
+    run: CapturedRun,
+    sites: Mapping[str, Gradients],
+    uses: list[Use],
+    scales: list[Scale],
+    names: frozenset[str],
+    elements: int,
+) -> bool:
+    """Whether rows are independent and all uses of the sites seen.
+
+    Args:
+        run: the program's run.
+        sites: the columns of every observed site's root.
+        uses: the products with the sites' entries.
+        scales: the entries that meet an activation of their own.
+        names: the latent sites.
+        elements: of gradients that may be held.
+
+    Returns:
+        whether both hold.
+    """
+    unsure: frozenset[str] | None = names
+    if run.score.outputs:
+        unsure = unexplained(run, uses, scales, run.score.outputs, run.score.leaves, names)
+    for number, gradients in enumerate(sites.values()):
+        if unsure is None:
+            return False
+        if not len(gradients.columns):
+            continue
+        generator = torch.Generator().manual_seed(number)
+        u, plain, mixed = gradients.mixtures(generator, elements)
+        if not _rows_scale(uses, scales, plain, mixed, u, _INDEPENDENT.get(run.point.theta.dtype, 1e-2)):
+            return False
+        if unsure:
+            weights = gradients.mixed_weights(torch.Generator().manual_seed(number))
+            leaves = {name: run.leaves[name] for name in unsure}
+            grads = torch.autograd.grad(
+                gradients.eta, list(leaves.values()), weights, retain_graph=True, allow_unused=True
+            )
+            found = {name: g for name, g in zip(leaves, grads, strict=True) if g is not None}
+            if unexplained(run, uses, scales, mixed, found, unsure) is None:
+                return False
+    return unsure is not None
+
+
+def _rows_scale(
+    uses: list[Use], scales: list[Scale], plain: _ByOutput, mixed: _ByOutput, u: Tensor, tolerance: float
+) -> bool:
+    """Whether ``h_n = u_n g_n``."""
+    for scale in scales:
+        g, h = (scale.rows(each[id(scale.output)].unsqueeze(0)) for each in (plain, mixed))  # 1 n d
+        if not _close(h, g * u.reshape(1, -1, 1), tolerance):
+            return False
+    for use in uses:  # a bias too: its data may have been taken for another axis
+        g, h = (use.positions(each[id(use.output)].unsqueeze(0)) for each in (plain, mixed))  # 1 n t o
+        if not _close(h, g * u.reshape(1, -1, 1, 1), tolerance):
+            return False
+    return True
+
+
+def unexplained(
+    run: CapturedRun,
+    uses: list[Use],
+    scales: list[Scale],
+    outputs: _ByOutput,
+    leaves: Mapping[str, Tensor],
+    names: frozenset[str],
+) -> frozenset[str] | None:
+    """The sites whose gradient is but rounding, and tells nothing; None if that of some site is not ``sum h a``."""
+    theta, layout = run.point.theta, run.program.layout
+    found = torch.zeros_like(theta, dtype=torch.float64)
+    bound, error = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    alone = _large_and_alone(run, uses, scales)
+    for scale in scales:
+        (h,) = scale.rows(outputs[id(scale.output)].unsqueeze(0))  # n d
+        found.index_add_(0, scale.index, h.sum(0).double())
+        name = run.site_of(scale.index)
+        bound[name] = max(bound.get(name, 0.0), float(h.norm()) * len(h) ** 0.5)
+    for use in uses:
+        h = use.positions(outputs[id(use.output)].unsqueeze(0)).flatten(0, 2)  # nt o
+        a, name = use.inputs.flatten(0, 1), run.site_of(use.index)  # nt i
+        bound[name] = max(bound.get(name, 0.0), float(h.norm() * a.norm()))
+        if name in alone:
+            error[name] = _error_by_probes(h, a, leaves.get(name), use.index)
+        else:
+            found.index_add_(0, use.index.reshape(-1), (h.mT @ a).reshape(-1).double())
+    tolerance = _EXPLAINED.get(theta.dtype, 1e-2)
+    rounding = torch.finfo(theta.dtype).eps * max(bound.values(), default=0.0)
+    for name in names:
+        if name not in alone:
+            error[name] = float((found[layout[name]] - leaves.get(name, 0.0)).abs().max())
+        if not error[name] <= tolerance * max(bound.get(name, 0.0), rounding):
+            return None
+    return frozenset(name for name in names if bound.get(name, 0.0) <= rounding)
+
+
+def _large_and_alone(run: CapturedRun, uses: list[Use], scales: list[Scale]) -> set[str]:
+    """The sites of many coordinates that one product alone uses, as the matrix that they are, or its transpose."""
+    owners = [run.site_of(each.index) for each in (*uses, *scales)]
+    found = set()
+    for use in uses:
+        name = run.site_of(use.index)
+        if use.index.numel() > _LARGE and owners.count(name) == 1:
+            place = run.program.layout[name]
+            flat = _in_memory(use.index).reshape(-1)
+            if torch.equal(flat, torch.arange(place.start, place.stop, device=flat.device)):
+                found.add(name)
+    return found
+
+
+def _in_memory(matrix: Tensor) -> Tensor:
+    """A matrix or its transpose, whichever has its rows one after the other in memory."""
+    return matrix if matrix.is_contiguous() else matrix.mT
+
+
+def _error_by_probes(h: Tensor, a: Tensor, leaf: Tensor | None, index: Tensor) -> float:
+    """``|r' (h'a - leaf) s|`` for random r and s: almost surely not zero unless the matrix is."""
+    out, fan_in = index.shape
+    if leaf is None:
+        matrix = h.new_zeros(()).expand(out, fan_in)
+    else:
+        matrix = leaf.view(out, fan_in) if index.is_contiguous() else leaf.view(fan_in, out).mT
+    signs = torch.rand(2, out + fan_in, generator=torch.Generator().manual_seed(0)) - 0.5
+    r, s = (signs + signs.sign()).to(h).split([out, fan_in], 1)  # none is near zero: an error of one entry shows
+    expected = ((h @ r.mT) * (a @ s.mT)).sum(0, dtype=torch.float64)
+    return float((expected - ((r @ matrix) * s).sum(1, dtype=torch.float64)).abs().max())
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    return bool((one - other).norm() <= tolerance * other.norm())

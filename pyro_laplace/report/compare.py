@@ -1,0 +1,169 @@
+"""`compare`: posteriors of one program, however they were found, in one table."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from arviz_base import from_dict
+from torch import Tensor
+
+from pyro_laplace._errors import InvalidOption
+from pyro_laplace.data import as_data
+from pyro_laplace.draws.draws import PosteriorDraws, draws_of
+from pyro_laplace.draws.over_draws import View, base_of
+from pyro_laplace.linearized.choose import predictive_models
+
+LEVEL = 0.9
+"""Nominal coverage of the predictive intervals."""
+
+BAD_K = 0.7
+"""Pareto k above which a datum's leave-one-out density is not reliable."""
+
+FEWEST_DRAWS = 30
+"""Draws below which there is no tail to fit a Pareto distribution to."""
+
+
+def compare(
+    model: Callable[..., Any],
+    posteriors: Mapping[str, Any],
+    data: Any,
+    test_data: Any = None,
+    *,
+    num_samples: int = 1000,
+    linearized: bool | str = "auto",
+) -> pd.DataFrame:
+    """Put posteriors of one program side by side, by what they predict.
+
+    An `AutoLaplace` within which the program is not linear (all weights of a network) has two rows: its own name, with
+    the predictions of `linearize(model, guide)`, and ``"{name} (sampled)"``, with the same draws through the nonlinear
+    program, which are seldom what you want.
+
+    Args:
+        model: a Pyro program, or what `linearize` makes of one.
+        posteriors: name to guide, `pyro.infer.MCMC`, or draws {site: `[draws, *shape]`}, as in `to_datatree`.
+        data: what they were fitted to: a batch (tuple, dict or tensor), or a re-iterable of batches.
+        test_data: held-out data of the same kind, observed values included. None leaves out the columns about them.
+        num_samples: draws from each guide; an `MCMC` and a mapping keep theirs.
+        linearized: as in `to_datatree`; True or False give each `AutoLaplace` one row.
+
+    Returns:
+        One row a posterior, in the order given. Columns, densities in nats:
+
+        - `elpd_loo`, `elpd_se`: expected log predictive density by PSIS-LOO, summed over data, and its standard error;
+          NaN below 30 draws, a point estimate among them: no leave-one-out posterior can be had from so few.
+        - `pareto_k_max`, `pareto_k_bad`: the largest Pareto k, and the share of data where it exceeds 0.7.
+        - `test_lpd`: log of the mean density over draws, mean over held-out data.
+        - `rmse` (of the predictive mean) for numbers, `accuracy` for classes; one column a site if there are several.
+        - `coverage_90`: share of held-out numbers within their central 90% predictive interval.
+        - `seconds`: wall time that fitting took, from `fit_seconds` on the posterior; NaN where it has none.
+
+    Raises:
+        InvalidOption: for an option's unknown value, or a posterior that cannot be drawn from.
+        InvalidData: if data cannot be iterated anew.
+        UnsupportedProgram: if the program cannot be traced, or a posterior lacks one of its sites.
+    """
+    if not isinstance(posteriors, Mapping) or not posteriors:
+        raise InvalidOption(
+            f"posteriors is {posteriors!r:.80}: give a mapping of names to posteriors, e.g. {{'laplace': guide}}"
+        )
+    data = as_data(data)
+    test_data = None if test_data is None else as_data(test_data)
+    rows = {}
+    for name, posterior in posteriors.items():
+        draws = draws_of(posterior, data, num_samples)
+        for row, program in predictive_models(name, model, posterior, data, linearized).items():
+            rows[row] = _leave_one_out(View.of(program, data, draws), draws)
+            if test_data is not None:
+                rows[row] |= _held_out(View.of(program, test_data, draws), draws, num_samples)
+            rows[row]["seconds"] = float(getattr(posterior, "fit_seconds", math.nan))
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index.name = "posterior"
+    return table.reindex(columns=[column for column in table if column != "seconds"] + ["seconds"])
+
+
+def _leave_one_out(view: View, draws: PosteriorDraws) -> dict[str, float]:
+    from arviz_stats.loo import loo  # takes a second to load
+
+    columns = ("elpd_loo", "elpd_se", "pareto_k_max", "pareto_k_bad")
+    pointwise = _pointwise(view, draws)
+    if len(pointwise.unique(dim=0)) < FEWEST_DRAWS:  # an ensemble repeats its points
+        return dict.fromkeys(columns, math.nan)
+    log_lik = draws.by_chain(pointwise).double().cpu().numpy()
+    posterior = {name: draws.by_chain(value).cpu().numpy() for name, value in view.latents(draws.values).items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")  # it is a column
+        warnings.filterwarnings("ignore", message="The point-wise LOO is the same")
+        warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
+        tree = from_dict({"posterior": posterior, "log_likelihood": {"log_lik": log_lik}})
+        result: Any = loo(tree, pointwise=True, reff=1.0 if draws.independent else _relative_efficiency(tree))
+    k = result.pareto_k.values
+    values = (result.elpd, result.se, np.fmax.reduce(k, axis=None), (~(k <= BAD_K)).mean())
+    return dict(zip(columns, map(float, values), strict=True))
+
+
+def _relative_efficiency(tree: Any) -> float:
+    """Mean effective sample size of the sites per draw, as ArviZ has it; ArviZ itself takes 1 for a single chain."""
+    ess = tree.posterior.azstats.ess(method="mean")
+    mean = np.concatenate([variable.values.ravel() for variable in ess.data_vars.values()]).mean()
+    return float(mean / (tree.posterior.sizes["chain"] * tree.posterior.sizes["draw"]))
+
+
+def _held_out(view: View, draws: PosteriorDraws, num_samples: int) -> dict[str, float]:
+    log_lik = _pointwise(view, draws).double()
+    scores = {"test_lpd": float((log_lik.logsumexp(0) - math.log(len(log_lik))).mean())}
+    replicated = view.replicated(draws.at_least(num_samples))
+    expected = {name: value.mean(0) for name, value in view.expected(draws.values).items()}
+    for name, observed in view.observed.items():
+        of = f" ({name})" if len(view.observed) > 1 else ""
+        kept = view.counted[name].reshape(-1)
+        base = base_of(view.run.observed[name].fn)
+        if isinstance(base, _CLASSES):
+            hits = _hits(base, expected[name], observed)
+            scores[f"accuracy{of}"] = float(hits.reshape(len(kept), -1)[kept].double().mean())
+            continue
+        truth = observed.reshape(len(kept), -1)[kept].double()
+        drawn = replicated[name].reshape(len(replicated[name]), len(kept), -1)[:, kept].double()
+        mean = expected[name].reshape(len(kept), -1)[kept].double() if name in expected else drawn.mean(0)
+        scores[f"rmse{of}"] = float((mean - truth).square().mean().sqrt())
+        scores[f"coverage_90{of}"] = _coverage(drawn, truth)
+    return scores
+
+
+def _pointwise(view: View, draws: PosteriorDraws) -> Tensor:
+    """Log likelihood per datum [draws, data], masked data left out: sites that share their axes describe one datum."""
+    log_lik = {name: value.flatten(1) for name, value in view.log_lik(draws.values).items()}
+    everything = {name: torch.ones(value.shape[1], dtype=torch.bool) for name, value in log_lik.items()}
+    counted = everything | {name: value.reshape(-1) for name, value in view.counted.items()}
+    axes = {tuple(view.batch_dims(name)) for name in log_lik}
+    if len(axes) == 1 and len({value.shape for value in log_lik.values()}) == 1:
+        kept = torch.stack(list(counted.values())).any(0)
+        return torch.stack(list(log_lik.values())).sum(0)[:, kept]
+    return torch.cat([value[:, counted[name]] for name, value in log_lik.items()], 1)
+
+
+_CLASSES = (
+    torch.distributions.Categorical,
+    torch.distributions.Bernoulli,
+    torch.distributions.OneHotCategorical,
+)
+
+
+def _hits(base: Any, probs: Tensor, observed: Tensor) -> Tensor:
+    """Whether the most probable class is the observed one."""
+    if isinstance(base, torch.distributions.Bernoulli):
+        return (probs > 0.5) == (observed > 0.5)
+    if isinstance(base, torch.distributions.OneHotCategorical):
+        return probs.argmax(-1) == observed.argmax(-1)
+    return probs.argmax(-1) == observed
+
+
+def _coverage(drawn: Tensor, truth: Tensor) -> float:
+    """Share of values [data, ...] within the central interval of their draws [draws, data, ...]."""
+    tail = (1 - LEVEL) / 2
+    lower, upper = np.quantile(drawn.cpu().numpy(), [tail, 1 - tail], axis=0)
+    inside = (lower <= truth.cpu().numpy()) & (truth.cpu().numpy() <= upper)
+    return float(inside.mean())

@@ -1,0 +1,83 @@
+"""A full precision, by the Cholesky factor of its symmetrically scaled form.
+
+Lambda = D C D with C of unit diagonal, C = L L'. The scaling takes the units of the coordinates out of the condition
+number, which is then that of the correlations.
+"""
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._errors import IndefiniteCurvature
+from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
+from pyro_laplace.structure.block import Block
+
+
+class Dense(Block):
+    """Lambda = D L L' D; its root is R = L' D."""
+
+    scale: Tensor
+    scale_tril: Tensor
+
+    def __init__(self, matrix: Matrix) -> None:
+        """Factorise a precision.
+
+        Args:
+            matrix: Lambda, of which the lower triangle is read. It is used up: in float64, the factor takes its place.
+
+        Raises:
+            IndefiniteCurvature: if it is not positive definite.
+        """
+        super().__init__()
+        matrix = matrix.double()
+        diagonal = matrix.diagonal().clone()
+        if not bool((diagonal > 0).all()):  # also catches nan
+            raise IndefiniteCurvature("the posterior precision has a diagonal entry that is not positive")
+        scale = diagonal.sqrt()
+        matrix.div_(scale).div_(scale.unsqueeze(-1))
+        info = torch.empty((), dtype=torch.int32, device=matrix.device)
+        factor, info = torch.linalg.cholesky_ex(matrix, out=(matrix, info))
+        if bool(info):
+            raise IndefiniteCurvature("the posterior precision is not positive definite")
+        self.register_buffer("scale", scale)
+        self.register_buffer("scale_tril", factor)
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return len(self.scale)
+
+    def log_det(self) -> Scalar:
+        """2 sum log(D_ii L_ii)."""
+        return 2 * (self.scale.log().sum() + self.scale_tril.diagonal().log().sum())
+
+    def color(self, white: Draws) -> Draws:
+        """D^-1 L'^-1 z."""
+        rows = white.to(self.scale)
+        upper = self.scale_tril.mT
+        return (torch.linalg.solve_triangular(upper, rows.mT, upper=True).mT / self.scale).to(white)
+
+    def whiten(self, deviation: Draws) -> Draws:
+        """L' D d."""
+        return ((deviation.to(self.scale) * self.scale) @ self.scale_tril).to(deviation)
+
+    def solve(self, vector: Tensor) -> Tensor:
+        """D^-1 C^-1 D^-1 v."""
+        rows = (vector.to(self.scale) / self.scale).reshape(-1, self.size)
+        solved = torch.cholesky_solve(rows.mT, self.scale_tril).mT / self.scale
+        return solved.reshape(vector.shape).to(vector)
+
+    def variance(self) -> Theta:
+        """Column norms of L^-1, unscaled."""
+        eye = torch.eye(self.size, dtype=self.scale.dtype, device=self.scale.device)
+        inverse = torch.linalg.solve_triangular(self.scale_tril, eye, upper=False)
+        return inverse.square().sum(0) / self.scale.square()
+
+    def to_dense(self) -> Matrix:
+        """D L L' D."""
+        root = self.scale.unsqueeze(-1) * self.scale_tril
+        return root @ root.mT
+
+    def push(self, rows: Tensor) -> Tensor:
+        """L^-1 D^-1 j."""
+        scaled = (rows.to(self.scale) / self.scale).reshape(-1, self.size)
+        return torch.linalg.solve_triangular(self.scale_tril, scaled.mT, upper=False).mT.reshape(rows.shape).to(rows)

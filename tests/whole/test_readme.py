@@ -1,0 +1,29 @@
+"""The README's code runs as it stands, and does what the prose says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.slow
+def test_readme_example_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(blocks) >= 4
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    assert names["guide"].mode.is_mode
+    assert names["draws"].shape == (200, 92)
+    assert set(names["last"].layout) == {"net.2.weight", "net.2.bias"}
+    assert set(names["names"].layout) == {"net.2.weight", "net.2.bias", "sigma"}
+    table = names["table"]
+    assert {"map", "laplace", "laplace (sampled)", "vi", "nuts"} <= set(table.index)
+    assert {"posterior", "log_likelihood", "posterior_predictive"} <= set(names["tree"].children)
+    target = names["test"][1]
+    error = (names["draws"].mean(0) - target).square().mean()
+    assert error < 0.75 * target.var()  # the network explains what a linear fit of these data does, about half
+    assert torch.isfinite(names["draws"]).all()
