@@ -29,6 +29,7 @@ from pyro_laplace.program.start import init_to_start
 from pyro_laplace.report.compare import compare
 from pyro_laplace.report.datatree import to_datatree
 from pyro_laplace.sampled.predictive import Predictive
+from pyro_laplace.settings import settings
 from pyro_laplace.structure.options import Kron, LowRank
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ __all__ = [
     "linearize",
     "nn",
     "plots",
+    "settings",
     "to_datatree",
     "update",
 ]

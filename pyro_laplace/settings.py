@@ -210,11 +210,11 @@ class Settings:
     fewest_draws: int = 30
     """Draws below which there is no tail to fit a Pareto distribution to."""
 
-    plot_classes: int = 12
-    """Classes up to which each has a line of its own in a figure."""
+    plot_classes: int = 20
+    """Integer labels up to which a calibration figure takes them for classes."""
 
-    plot_grid: int = 80
-    """Points along each axis of a predictive surface."""
+    plot_grid: int = 60
+    """Points along each side of a predictive surface."""
 
     shown_names: int = 3
     """Names of buffers that an error shows."""
