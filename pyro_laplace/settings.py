@@ -24,6 +24,12 @@ class Settings:
     chunk_bytes: int = 2**28
     """Bytes that what one chunk of the data makes may take: a batch is split, and small batches are joined, to it."""
 
+    cut_bytes: int = 2**16
+    """Bytes of a single batch's tensors below which it is not worth finding out whether it can be cut."""
+
+    cut_rows: int = 32
+    """Rows on which a program is run, twice as many and these, to find out whether its batches can be cut."""
+
     block_bytes: int = 2**33
     """Bytes that one block of memory may take; a larger one is refused before it is tried."""
 
@@ -122,7 +128,7 @@ class Settings:
     # --- the mode -----------------------------------------------------------------------------
 
     mode_decrement: float = 0.1
-    """Newton decrement per sqrt(coordinate) up to which a point is a mode: a tenth of a posterior standard deviation."""
+    """Newton decrement per sqrt(coordinate) up to which a point is a mode: a tenth of a posterior std."""
 
     fine_decrement: float = 0.01
     """The same where a search stops: well within what counts as a mode."""
@@ -234,7 +240,7 @@ class Settings:
         object.__setattr__(self, name, value)
 
     @contextmanager
-    def using(self, **values: float) -> Iterator["Settings"]:
+    def using(self, **values: int | float) -> Iterator["Settings"]:
         """Set some of them for a while.
 
         Args:

@@ -93,18 +93,8 @@ class Capture(TorchFunctionMode):
         self._outputs: dict[int, Output] = {}
         self._alive: list[Any] = []  # so that no id is given out twice
         for name, value in values.items():
-            self.follow(name, value, index[name])
-
-    def follow(self, name: str, value: Tensor, index: Tensor) -> None:
-        """Follow a latent value from here on.
-
-        Args:
-            name: the site's name.
-            value: the very tensor that the program receives.
-            index: the coordinates in theta of its entries, in the site's shape.
-        """
-        self._views[id(value)] = _View(name, index)
-        self._alive.append(value)
+            self._views[id(value)] = _View(name, index[name])
+            self._alive.append(value)
 
     def outputs(self) -> list[Output]:
         """The results of all operations that consumed latent entries."""

@@ -19,6 +19,7 @@ from pyro_laplace.inference.potential import Potential
 from pyro_laplace.mode.descent import descend
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import Latent
 
@@ -203,7 +204,7 @@ def _starts(
 
 def _approach(program: Program, data: Data, theta: Theta) -> Theta:
     """A point of higher density."""
-    objective = Objective(program, data, True, theta, torch.arange(len(theta), device=theta.device))
+    objective = Objective(Loop(program, data), True, theta, torch.arange(len(theta), device=theta.device))
     return objective.embed(descend(objective, _START_STEPS))
 
 

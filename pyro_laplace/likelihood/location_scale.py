@@ -52,6 +52,10 @@ class NormalFamily(LocationScale):
 
     kind, information = dist.Normal, (1.0, 2.0)
 
+    def standardised(self, fn: Any, value: Tensor) -> Tensor:
+        """``(y - loc) / scale``."""
+        return (value - fn.loc) / fn.scale
+
 
 @register(dist.NanMaskedNormal)
 class NanMaskedNormalFamily(NormalFamily):

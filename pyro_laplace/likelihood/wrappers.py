@@ -102,6 +102,12 @@ class Likelihood:
                 fn = dist.TransformedDistribution(fn, wrapper.transforms)
         return fn
 
+    def standardised(self, value: Tensor) -> Tensor | None:
+        """`Family.standardised` of the data, which no transform stands around; None elsewhere."""
+        if any(isinstance(wrapper, torch.distributions.TransformedDistribution) for wrapper in self.wrappers):
+            return None
+        return self.family.standardised(self.base, value)
+
     def weight(self, per_datum: Tensor, value: Tensor) -> Tensor:
         """Spread a weight `[*batch]` over the base's batch dims; what is masked, or missing as NaN, weighs nothing.
 

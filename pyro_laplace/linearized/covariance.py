@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace.linearized.jacobian import ELEMENTS, Linearized
-from pyro_laplace.reading.factors import Product
+from pyro_laplace.reading.records import Product
 from pyro_laplace.structure.block import Basis, Block
 from pyro_laplace.structure.precision import Precision
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_laplace._autodiff import puller, push_forward
 from pyro_laplace._compat.pyro import RandomState
 from pyro_laplace._errors import UnsupportedProgram
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Root, SiteRoot
 from pyro_laplace.likelihood import Likelihood, require_likelihood
@@ -27,8 +27,9 @@ from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Site
-from pyro_laplace.reading.factors import Factored, Product, factor
+from pyro_laplace.reading.factors import Factored, factor
 from pyro_laplace.reading.gradients import Gradients, dense_rows, pull_each
+from pyro_laplace.reading.records import Product
 
 ELEMENTS = 2**24
 """Elements that the rows of a Jacobian, or draws of a predictor, may have at a time."""
@@ -112,7 +113,7 @@ class Linearizer:
 
     def __init__(self, model: Callable[..., Any], guide: AutoLaplace, differentiable: bool) -> None:
         self.program = Program(model, guide.latents, guide.observed, start=guide.theta)
-        self.point = Point(guide.theta, guide.index)
+        self.point = Anchor(guide.theta, guide.index, guide.latents, guide.curvature)
         self.differentiable = differentiable
         self._watched = replace(self.program, model=as_written(model))
         self._kept: dict[_Structure, Tensor] = {}
@@ -181,17 +182,17 @@ class Linearizer:
 
     @cached_property
     def _touched(self) -> tuple[str, ...]:
-        return self.point.touched(self.program)
+        return self.point.touched
 
     @cached_property
-    def _whole(self) -> Point:
+    def _whole(self) -> Anchor:
         """The point with all coordinates of its sites free."""
-        return self.point.whole(self.program)
+        return self.point.whole()
 
     @cached_property
     def _free(self) -> Tensor:
         """The place of each of those among the guide's random coordinates; -1 for one that is not, and at the end."""
-        return torch.nn.functional.pad(self.point.positions()[self._whole.index], (0, 1), value=-1)
+        return torch.nn.functional.pad(self.point.positions[self._whole.index], (0, 1), value=-1)
 
     def _sites(self, chunk: Chunk) -> dict[str, Site]:
         return self._watched.run(self.point.theta, chunk).observed
@@ -214,7 +215,7 @@ class Linearizer:
     def _of_layer(self, site: Site, likelihood: Likelihood, eta: Tensor, layer: LastLayer, chunk: Chunk) -> Linearized:
         key = site.name, layer.layout, eta.shape[-1], eta.dtype
         if key not in self._layouts:
-            index = self.point.positions()[layer_index(layer, eta.shape[-1], self.program.layout)]
+            index = self.point.positions[layer_index(layer, eta.shape[-1], self.program.layout)]
             whole = len(self._whole.index) == len(self.point.index)
             kept = torch.arange(eta.shape[-1]) if whole else self._moved_outputs(site.name, eta.shape[-1], chunk)
             basis = torch.eye(eta.shape[-1]).to(eta)[kept.to(eta.device)]  # k o
@@ -260,7 +261,7 @@ class Linearizer:
             return predictor(self._at(theta, site.name, chunk))[..., kept].reshape(count, -1)
 
         def pieces() -> Iterator[list[Product]]:
-            value, pull = puller(outputs, self.point.part)
+            value, pull = puller(outputs, self.point.free)
             index = torch.arange(len(self.point.index), device=value.device).unsqueeze(-1)
             size = max(1, ELEMENTS // max(1, 8 * value.shape[1] * len(index)))
             for start in range(0, count, size):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace.curvature.ggn import root as ggn_root
+from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import Data
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
@@ -41,7 +41,8 @@ def nonlinearity(model: Callable[..., Any], guide: AutoLaplace, data: Data) -> f
     program = Program(model, guide.latents, guide.observed, start=guide.theta)
     chunk = Chunk(data.first())
     with undisturbed(), torch.no_grad():
-        root = ggn_root(program, program.run(guide.theta, chunk), chunk)
+        root = CURVATURES["ggn"].root(program, program.run(guide.theta, chunk), chunk)
+        assert root is not None
         white = torch.randn(1, guide.latent_dim, generator=torch.Generator().manual_seed(0)).to(guide.theta)
         (deviation,) = guide.precision.color(white)
 

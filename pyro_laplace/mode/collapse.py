@@ -64,7 +64,7 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
     """
     program, theta = objective.program, objective.embed(part)
     with undisturbed(), torch.enable_grad():
-        chunk = next(iter(program.chunks(objective.data)))
+        chunk = next(objective.loop.chunks())
         leaf = theta.clone().requires_grad_()
         spreads = _spreads(objective, leaf, chunk)
         if not spreads:

@@ -22,6 +22,7 @@ from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.starts import log_mass, search
 from pyro_laplace.mode.training import check_num_steps, train
 from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.start import init_to_start
 
@@ -124,7 +125,7 @@ def params_of(program: Program, data: Data) -> tuple[frozenset[str], frozenset[s
 
 def _objective(program: Program, data: Data, theta: Theta) -> Objective:
     """Minus the log joint density of the constrained values, over all of theta."""
-    return Objective(program, data, False, theta, torch.arange(len(theta), device=theta.device))
+    return Objective(Loop(program, data), False, theta, torch.arange(len(theta), device=theta.device))
 
 
 def _search(program: Program, guide: AutoDelta, data: Data) -> bool:

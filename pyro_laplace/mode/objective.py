@@ -10,8 +10,8 @@ from torch import Tensor
 from pyro_laplace._autodiff import hessian
 from pyro_laplace._compat.pyro import LinAlgError, undisturbed
 from pyro_laplace._typing import Matrix, Scalar, Theta
-from pyro_laplace.data import Data
 from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 
 
@@ -20,18 +20,21 @@ class Objective:
     """Minus the log joint as a function of some coordinates of theta.
 
     Attributes:
-        program: the traced program.
-        data: the data; every evaluation is one pass.
+        loop: the program and its data; every evaluation is one pass.
         jacobian: whether the density is that of theta, or of the constrained values.
         theta: where the other coordinates are held.
         index: the free coordinates.
     """
 
-    program: Program
-    data: Data
+    loop: Loop
     jacobian: bool
     theta: Tensor
     index: Tensor
+
+    @property
+    def program(self) -> Program:
+        """The traced program."""
+        return self.loop.program
 
     @property
     def start(self) -> Theta:
@@ -80,7 +83,7 @@ class Objective:
 
     def _terms(self) -> Iterator[tuple[Chunk, float]]:
         """The chunks of a pass, the prior counted with the first."""
-        for i, chunk in enumerate(self.program.chunks(self.data)):
+        for i, chunk in enumerate(self.loop.chunks()):
             yield chunk, float(i == 0)
 
     def _negative(self, theta: Tensor, chunk: Chunk, prior: float) -> Scalar:

@@ -25,7 +25,7 @@ from pyro_laplace.posterior.mixture_density import POINT, MixtureDensity
 from pyro_laplace.posterior.subset import Subnetwork, Subset
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import Latent
-from pyro_laplace.structure.diag import Diag
+from pyro_laplace.structure.diag_block import DiagBlock
 from pyro_laplace.structure.precision import Precision
 
 WEIGHTS = ("evidence", "equal")
@@ -288,7 +288,7 @@ def _point(model: Callable[..., Any], data: Data, map_guide: Any) -> AutoLaplace
             program.latents,
             everything,
             Mode(theta, log_joint, torch.zeros_like(theta, dtype=torch.float64), decrement=0.0, moved=False),
-            Precision([(everything, Diag(torch.full_like(theta, torch.inf)))], theta.dtype),
+            Precision([(everything, DiagBlock(torch.full_like(theta, torch.inf)))], theta.dtype),
             structure=POINT,
             curvature="none",
             observed=program.observed,

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from pyro_laplace.capture.run import CapturedRun
-from pyro_laplace.curvature.ggn import root as ggn_root
+from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.reading.factors import factor
 
 N = 7
@@ -394,5 +394,6 @@ FUNCTIONS = {
 def factors_of(program, point, chunk, root=None):
     """The factors of a root (the GGN's, if none is given) on one chunk, or None where there are none."""
     run = CapturedRun.make(program, point, chunk)
-    factored = factor(run, ggn_root(program, run.run, chunk) if root is None else root)
-    return None if factored is None else list(factored.factors(2**62))
+    root = CURVATURES["ggn"].root(program, run.run, chunk) if root is None else root
+    factored = factor(run, root)
+    return None if factored is None else [factors for _, factors in factored.factors(2**62)]
