@@ -25,3 +25,6 @@ Values = Mapping[str, Tensor]
 
 type State = Mapping[str, Any]
 """Tensors, numbers and strings by name, in lists and mappings of these: what can be saved without running anything."""
+
+type Terms = tuple[str, ...]
+"""Names of the likelihood terms that are summed together: one that has a root, or all that have none."""

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Matrix, Theta
-from pyro_laplace.reading.direct import Direct
 from pyro_laplace.reading.gram import Gram, diagonal_of
-from pyro_laplace.reading.records import Factors, of_rows
+from pyro_laplace.reading.records import Direct, Factors, of_rows
 from pyro_laplace.reading.rest import Rest
 from pyro_laplace.reading.restrict import restrict
 

@@ -4,8 +4,6 @@ With ``eta_n = W a_n`` (a softmax does not see the constant that normalising tak
 ``sum_n w_n I_n (x) a_n a_n'``, for as many classes as there are.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -14,39 +12,8 @@ from pyro_laplace.capture.contraction import Output
 from pyro_laplace.capture.layers import layers_of
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Information, Root
-from pyro_laplace.reading.records import Factors, Product
+from pyro_laplace.reading.records import Direct
 from pyro_laplace.reading.verification import unexplained
-
-
-@dataclass(frozen=True, eq=False)
-class Direct:
-    """The curvature of one observed site in such a layer, and in nothing else.
-
-    Attributes:
-        index: free coordinates [o, i].
-        inputs: a [n, i], of the data that weigh something.
-        information: of the site.
-        live: which data these are [n].
-        has_bias: whether the last input is the 1 of a bias.
-    """
-
-    index: Tensor
-    inputs: Tensor
-    information: Information
-    live: Tensor
-    has_bias: bool
-
-    def factors(self) -> Factors:
-        """The same by a root of the information."""
-        gradients = self.information.root()[self.live].mT.unsqueeze(2).to(self.inputs)  # n k 1 o
-        product = Product(self.index, self.inputs.unsqueeze(1), gradients, self.has_bias)
-        nothing = self.inputs.new_zeros(*gradients.shape[:2], 0)
-        return Factors([product], self.index.new_zeros(0), nothing, nothing[0])
-
-    def diagonal(self) -> Tensor:
-        """``sum_n w_n I_n[o,o] a_n[i]^2`` [o, i]."""
-        weights = self.information.diagonals()[self.live].to(self.inputs)
-        return (weights.mT @ self.inputs.square()).double()
 
 
 def direct_of(run: CapturedRun, root: Root | None, anchor: Anchor) -> Direct | None:

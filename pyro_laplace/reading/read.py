@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from pyro_laplace._typing import Terms
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Root
@@ -11,9 +12,6 @@ from pyro_laplace.reading.factors import factor
 from pyro_laplace.reading.records import Factors
 from pyro_laplace.reading.rest import DenseRoot, ExactHessian
 from pyro_laplace.reading.restrict import restrict
-
-type Terms = tuple[str, ...]
-"""Names of the likelihood terms that are summed together: one that has a root, or all that have none."""
 
 
 def exact_terms(run: CapturedRun, root: Root | None) -> Terms:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import State
+from pyro_laplace.curvature.root import Information
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +121,37 @@ class Factors:
     @property
     def _like(self) -> Tensor:
         return self.products[0].inputs if self.products else self.dense
+
+
+@dataclass(frozen=True, eq=False)
+class Direct:
+    """The curvature of one observed site in such a layer, and in nothing else.
+
+    Attributes:
+        index: free coordinates [o, i].
+        inputs: a [n, i], of the data that weigh something.
+        information: of the site.
+        live: which data these are [n].
+        has_bias: whether the last input is the 1 of a bias.
+    """
+
+    index: Tensor
+    inputs: Tensor
+    information: Information
+    live: Tensor
+    has_bias: bool
+
+    def factors(self) -> Factors:
+        """The same by a root of the information."""
+        gradients = self.information.root()[self.live].mT.unsqueeze(2).to(self.inputs)  # n k 1 o
+        product = Product(self.index, self.inputs.unsqueeze(1), gradients, self.has_bias)
+        nothing = self.inputs.new_zeros(*gradients.shape[:2], 0)
+        return Factors([product], self.index.new_zeros(0), nothing, nothing[0])
+
+    def diagonal(self) -> Tensor:
+        """``sum_n w_n I_n[o,o] a_n[i]^2`` [o, i]."""
+        weights = self.information.diagonals()[self.live].to(self.inputs)
+        return (weights.mT @ self.inputs.square()).double()
 
 
 def of_rows(rows: Tensor) -> Factors:

@@ -8,13 +8,13 @@ import torch
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace._typing import State
+from pyro_laplace._typing import State, Terms
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.program.loop import Loop
 from pyro_laplace.reading.prior import Prior, prior_of
-from pyro_laplace.reading.read import Terms, columns_of, exact_terms
+from pyro_laplace.reading.read import columns_of, exact_terms
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.diag import DiagSum
 from pyro_laplace.structure.full import Full

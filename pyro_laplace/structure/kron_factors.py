@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import State
-from pyro_laplace.reading.direct import Direct
-from pyro_laplace.reading.records import Product
+from pyro_laplace.reading.records import Direct, Product
 from pyro_laplace.settings import settings
 
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace._typing import State, Theta
+from pyro_laplace._typing import State, Terms, Theta
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.reading.prior import Prior
-from pyro_laplace.reading.read import Terms
 from pyro_laplace.structure.precision import Precision
 from pyro_laplace.structure.statistics import TermStatistics
 from pyro_laplace.structure.sum import Sum
