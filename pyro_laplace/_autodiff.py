@@ -11,13 +11,11 @@ from torch import Tensor
 from torch.backends import mkldnn
 
 from pyro_laplace._typing import Matrix, Rows, Theta
-
-CHUNK_ELEMENTS = 2**24
-"""Elements that one vectorised pass may produce."""
+from pyro_laplace.settings import settings
 
 
 def _chunks(size: int, per_item: int) -> Iterator[tuple[int, int]]:
-    step = max(1, min(size, CHUNK_ELEMENTS // max(per_item, 1)))
+    step = max(1, min(size, settings.pass_elements // max(per_item, 1)))
     for start in range(0, size, step):
         yield start, min(start + step, size)
 

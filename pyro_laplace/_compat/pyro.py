@@ -139,7 +139,18 @@ def plain_attention() -> Iterator[None]:
             enable(before)
 
 
-_depth = 0
+class _Blocks:
+    """The blocks of `undisturbed` that the program is inside of.
+
+    Attributes:
+        open: their number.
+    """
+
+    def __init__(self) -> None:
+        self.open = 0
+
+
+_BLOCKS = _Blocks()
 
 
 @contextmanager
@@ -154,20 +165,19 @@ def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
     Yields:
         the random state on entering, if `rng`.
     """
-    global _depth
-    if _depth and not rng:  # the outer one sees to everything
+    if _BLOCKS.open and not rng:  # the outer one sees to everything
         yield None
         return
     store = pyro.get_param_store()
     known = set(store.keys())
     state = RandomState() if rng else None
-    _depth += 1
+    _BLOCKS.open += 1
     try:
         with pyro.validation_enabled(False), plain_attention():
             yield state
     finally:
-        _depth -= 1
-        for name in set(store.keys()) - known if _depth == 0 else ():
+        _BLOCKS.open -= 1
+        for name in set(store.keys()) - known if _BLOCKS.open == 0 else ():
             del store[name]
         if state is not None:
             state.restore()

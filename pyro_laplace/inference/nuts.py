@@ -21,9 +21,7 @@ from pyro_laplace.mode.objective import Objective
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import Latent
-
-_START_STEPS = 50
-"""L-BFGS iterations towards high density before the chains start; the typical set is not at the mode."""
+from pyro_laplace.settings import settings
 
 
 def fit_nuts(
@@ -204,7 +202,7 @@ def _starts(
 def _approach(program: Program, data: Data, theta: Theta) -> Theta:
     """A point of higher density."""
     objective = Objective(program, data, True, theta, torch.arange(len(theta), device=theta.device))
-    return objective.embed(descend(objective, _START_STEPS))
+    return objective.embed(descend(objective, settings.approach_steps))
 
 
 def _by_site(latent: Latent, starts: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ import torch
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.settings import settings
 
 
-def descend(objective: Objective, steps: int = 1000) -> Theta:
+def descend(objective: Objective, steps: int | None = None) -> Theta:
     """A lower point of minus the log joint over the objective's free coordinates, float64, by scipy's L-BFGS-B.
 
     Args:
         objective: what to minimise, from its own `theta`.
-        steps: at most so many iterations.
+        steps: at most so many iterations; None means `settings.descent_steps`.
 
     Returns:
         the free coordinates [params]; never worse than where the search began.
@@ -22,7 +23,7 @@ def descend(objective: Objective, steps: int = 1000) -> Theta:
     Raises:
         NotAMode: if a scale collapsed to zero on the way, naming its site.
     """
-    start = objective.start
+    start, most = objective.start, settings.descent_steps if steps is None else steps
 
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = objective.value_and_gradient(torch.from_numpy(x).to(start.device))
@@ -35,7 +36,12 @@ def descend(objective: Objective, steps: int = 1000) -> Theta:
         start.cpu().numpy(),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": steps, "maxcor": 20, "ftol": objective.resolution, "gtol": 0.0},
+        options={
+            "maxiter": most,
+            "maxcor": 20,
+            "ftol": objective.resolution,
+            "gtol": 0.0,
+        },
     )
     part = torch.from_numpy(found.x).to(start.device)
     refuse_collapse(objective, part)

@@ -1,4 +1,4 @@
-"""The point at which a guide or a mapping stands."""
+"""What a guide or a mapping gives: the values of latent sites."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Data
 
 
-def point_of(map_guide: Any, data: Data) -> dict[str, Tensor]:
+def values_given(map_guide: Any, data: Data) -> dict[str, Tensor]:
     """Site name to value.
 
     Args:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pyro_laplace.settings import settings
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -30,15 +32,15 @@ class Mode:
 
     @property
     def num_random(self) -> int:
-        """Number of random coordinates P; a decrement above 0.1 sqrt(P) is no mode."""
+        """Number of random coordinates P; a decrement above `allowed` is no mode."""
         return len(self.gradient)
 
     @property
     def allowed(self) -> float:
-        """0.1 sqrt(P)."""
-        return 0.1 * self.num_random**0.5
+        """``settings.mode_decrement sqrt(P)``, a tenth of a posterior standard deviation a coordinate."""
+        return settings.mode_decrement * self.num_random**0.5
 
     @property
     def is_mode(self) -> bool:
-        """Whether the decrement is at most 0.1 sqrt(P)."""
+        """Whether the decrement is at most that."""
         return self.decrement <= self.allowed

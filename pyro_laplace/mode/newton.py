@@ -8,16 +8,7 @@ from torch import Tensor
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.objective import Objective
-
-_STEPS = 500
-_MAX_DAMPING = 1e40
-"""A search that has run far out along a bounded site needs much to come back: curvature there is all but zero."""
-
-_GLANCE_EVERY = 20
-"""Steps between looks at whether a scale collapses: the density grows for ever, and ever more slowly."""
-
-_ROUGH_AFTER = 50
-"""Steps after which a decrement of 0.01 sqrt(params) is good enough: quadratic convergence has failed to set in."""
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class Quadratic:
         return (self.vectors @ move) / self.scale, float(gain)
 
 
-def minimise(objective: Objective, steps: int = _STEPS) -> Theta:
+def minimise(objective: Objective, steps: int | None = None) -> Theta:
     """The minimum of minus the log joint over the objective's free coordinates, float64.
 
     Steps are damped until the objective falls. Where it cannot resolve the fall any more (rounding), undamped steps go
@@ -55,7 +46,7 @@ def minimise(objective: Objective, steps: int = _STEPS) -> Theta:
 
     Args:
         objective: what to minimise, from its own `theta`.
-        steps: at most so many.
+        steps: at most so many; None means `settings.newton_steps`.
 
     Returns:
         the free coordinates [params] at the best point found.
@@ -63,7 +54,7 @@ def minimise(objective: Objective, steps: int = _STEPS) -> Theta:
     Raises:
         NotAMode: if a scale collapsed to zero on the way, naming its site.
     """
-    part = _search(objective, steps)
+    part = _search(objective, settings.newton_steps if steps is None else steps)
     refuse_collapse(objective, part)
     return part
 
@@ -78,9 +69,9 @@ def _search(objective: Objective, most: int) -> Theta:
         noise = 4 * objective.resolution * abs(float(value))
         if model.step(0.0)[1] <= noise:
             return _finish(objective, part, model)
-        if steps and steps % _GLANCE_EVERY == 0:
+        if steps and steps % settings.glance_steps == 0:
             refuse_collapse(objective, part, on_the_way=True)
-        if steps >= _ROUGH_AFTER and model.decrement <= 0.01 * len(part) ** 0.5:
+        if steps >= settings.rough_steps and model.decrement <= settings.fine_decrement * len(part) ** 0.5:
             return part
         while True:
             step, gain = model.step(damping)
@@ -88,7 +79,7 @@ def _search(objective: Objective, most: int) -> Theta:
             if bool(torch.isfinite(trial)) and float(value - trial) >= 1e-4 * gain - noise:
                 break
             damping *= 10
-            if damping > _MAX_DAMPING:
+            if damping > settings.newton_damping:
                 return part
         part, value = part + step, trial
         model, damping = quadratic(objective, part, trial_gradient), max(damping / 10, 1e-12)

@@ -22,17 +22,7 @@ from pyro_laplace.mode.newton import minimise, quadratic
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Recorder, run_model
-
-_STEPS = 60
-"""Steps of the first search: Newton's method has converged by then, or runs to the border of a support."""
-
-_STEPS_OF_OTHERS = 20
-"""Steps of each further search: one that needs more started too far off to be worth its time."""
-
-_NEGLIGIBLE = 5.0
-"""Nats of log mass by which the first mode must be worse to be left: e^-5 of the posterior is under a percent."""
-
-_DRAWS = 8
+from pyro_laplace.settings import settings
 
 _SHARES = (1.0, 1.0, 0.5, 0.25)
 """How far on the way to a prior draw further searches start: a vague prior's own draws are far from all data."""
@@ -71,15 +61,15 @@ def search(objective: Objective, data: Data) -> Found:
     Raises:
         Collapse: if a scale collapses to zero from the objective's own theta.
     """
-    best = _search_from(objective, objective.theta, _STEPS)
+    best = _search_from(objective, objective.theta, settings.first_search_steps)
     if not data.one_batch:
         return best
     for start in other_starts(objective.program, data, objective.theta):
         try:
-            other = _search_from(objective, start, _STEPS_OF_OTHERS)
+            other = _search_from(objective, start, settings.other_search_steps)
         except Collapse:
             continue
-        if other.log_mass > best.log_mass + (_NEGLIGIBLE if best.settled else 0.0):
+        if other.log_mass > best.log_mass + (settings.negligible_nats if best.settled else 0.0):
             best = other
     return best
 
@@ -104,7 +94,7 @@ def log_mass(objective: Objective, part: Theta) -> float:
     if not bool(value.isfinite()):
         return -math.inf
     model = quadratic(objective, part, gradient)
-    if float(model.curvature.min()) <= 0 or not model.decrement <= 0.1 * len(part) ** 0.5:
+    if float(model.curvature.min()) <= 0 or not model.decrement <= settings.mode_decrement * len(part) ** 0.5:
         return -math.inf
     height, _ = replace(objective, jacobian=True).value_and_gradient(part)
     log_det = float(model.curvature.log().sum() + 2 * model.scale.log().sum())
@@ -125,7 +115,7 @@ def other_starts(program: Program, data: Data, theta: Theta) -> Iterator[Theta]:
         theta, unconstrained.
     """
     with undisturbed(), torch.no_grad():
-        draws = [_draw_prior(program, data, theta) for _ in range(_DRAWS)]
+        draws = [_draw_prior(program, data, theta) for _ in range(settings.search_draws)]
     for share in _SHARES:
         with undisturbed(), torch.no_grad():
             log_lik = [_log_lik(program, data, theta + share * (draw - theta)) for draw in draws]

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from pyro_laplace._errors import InvalidOption
 
-Scale = float | Tensor | Distribution | Callable[[], Tensor]
+type Scale = float | Tensor | Distribution | Callable[[], Tensor]
 """A positive number or tensor; a distribution, which makes it a latent site; or a function of nothing that is called
 each time the program runs, such as ``lambda: pyro.param("std", torch.tensor(1.0), constraint=positive)``."""
 

@@ -10,16 +10,16 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace.nn.layers import NORMALISATION
 from pyro_laplace.nn.priors import FromFunction, Prior
 
-PriorLike = Prior | Callable[[str, Tensor], Any]
+type PriorLike = Prior | Callable[[str, Tensor], Any]
 """A prior, or a function of a parameter's name and value that returns a distribution."""
 
-Priors = PriorLike | Mapping[str, PriorLike | None]
+type Priors = PriorLike | Mapping[str, PriorLike | None]
 """One for all parameters, or glob to prior: the first match wins, and None means no prior."""
 
-Chosen = str | Iterable[str] | Callable[[str], bool] | None
+type Chosen = str | Iterable[str] | Callable[[str], bool] | None
 """What `parameters=` may be."""
 
-Names = Mapping[str, tuple[str, ...]]
+type Names = Mapping[str, tuple[str, ...]]
 """Parameter, by its first name, to all of its names."""
 
 

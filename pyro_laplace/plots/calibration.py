@@ -8,8 +8,7 @@ from xarray import DataTree
 
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.plots.style import by_name, look, tidy
-
-_MOST_CLASSES = 20
+from pyro_laplace.settings import settings
 
 
 def calibration(
@@ -105,9 +104,9 @@ def observed_site(tree: DataTree, var_name: str | None) -> str:
 
 
 def _are_classes(observed: np.ndarray, drawn: np.ndarray) -> bool:
-    """Whether the values are labels of a few classes: 0, 1, ..., at most 19, none of them skipped."""
+    """Whether the values are labels of a few classes: 0, 1, ..., none of them skipped."""
     labels = np.union1d(observed, drawn)
-    return len(labels) <= _MOST_CLASSES and bool(np.array_equal(labels, np.arange(len(labels))))
+    return len(labels) <= settings.plot_classes and bool(np.array_equal(labels, np.arange(len(labels))))
 
 
 def _reliability(drawn: np.ndarray, observed: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray]:

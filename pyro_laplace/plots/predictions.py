@@ -18,10 +18,9 @@ from pyro_laplace.draws.draws import PosteriorDraws, draws_of
 from pyro_laplace.draws.over_draws import View
 from pyro_laplace.linearized.choose import predictive_models
 from pyro_laplace.plots.style import COLORS, tidy
+from pyro_laplace.settings import settings
 
 _LEVELS = ((0.9, 0.2), (0.5, 0.35))
-_GRID = 60
-"""Points along each side of a surface."""
 
 
 def predictive_bands(
@@ -116,7 +115,7 @@ def class_surface(
         raise InvalidOption("class_surface needs inputs with two columns among the model's arguments")
     low, high = points.min(0).values, points.max(0).values
     low, high = low - margin * (high - low), high + margin * (high - low)
-    steps = torch.linspace(0, 1, _GRID, dtype=points.dtype, device=points.device)
+    steps = torch.linspace(0, 1, settings.plot_grid, dtype=points.dtype, device=points.device)
     sides = [low[i] + (high[i] - low[i]) * steps for i in (0, 1)]
     inputs = as_data(torch.cartesian_prod(*sides))
     views = _views(model, posteriors, data, num_samples, linearized)
@@ -124,7 +123,7 @@ def class_surface(
     for axes, (view, draws) in zip(panels, views.values(), strict=True):
         site, expected = next(iter(_at(view, inputs).expected(draws.values).items()))
         probs = _class_probs(expected.mean(0), len(inputs.source))
-        _surface(axes, probs.reshape(_GRID, _GRID, -1), [_numpy(side) for side in sides])
+        _surface(axes, probs.reshape(len(steps), len(steps), -1), [_numpy(side) for side in sides])
         observed = _numpy(view.observed[site]).reshape(-1).astype(int)
         for label in range(probs.shape[1]):
             name = class_names[label] if label < len(class_names) else f"class {label}"

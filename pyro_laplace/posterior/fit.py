@@ -19,8 +19,8 @@ from pyro_laplace.capture.last_layer import LastLayer
 from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.mode.descent import descend
-from pyro_laplace.mode.fit_map import SMALL, discard_params, fit_map
-from pyro_laplace.mode.given import point_of
+from pyro_laplace.mode.fit_map import discard_params, fit_map
+from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.posterior.evidence import log_evidence
@@ -29,6 +29,7 @@ from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
 from pyro_laplace.posterior.mode_check import judge, report
 from pyro_laplace.posterior.subset import Subnetwork, Subset, free_index, select
 from pyro_laplace.program.program import Program
+from pyro_laplace.settings import settings
 from pyro_laplace.structure.accumulate import CURVATURES
 from pyro_laplace.structure.build import build_precision, check_combination
 from pyro_laplace.structure.data_pass import Pass, Tally
@@ -147,14 +148,14 @@ def fit_laplace(
     if map_guide is None:
         select(subset, Program.trace(model, data), data)  # a typo need not wait for the training
         fitted = fit_map(model, data, progress=progress)
-        map_guide = point_of(fitted, data)
+        map_guide = values_given(fitted, data)
         discard_params(fitted)
     measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
     generator = subset.generator() if isinstance(subset, Subnetwork) else None
     with undisturbed(), torch.no_grad():
         first, layers = FirstRun() if subset == "all" else None, LastLayer() if subset == "last_layer" else None
         watchers = [watcher for watcher in (first, layers) if watcher is not None]
-        program = Program.trace(model, data, point_of(map_guide, data), watchers)
+        program = Program.trace(model, data, values_given(map_guide, data), watchers)
         random = select(subset, program, data, None if layers is None or program.hidden else layers.sites)
         search = _Search(program, data, free_index(program, random), structure, measure, jacobian, first)
         theta = search.move(program.start, polish, given)
@@ -212,7 +213,7 @@ class _Search:
         must = self.jacobian and bool(constrained)
         if polish is False:
             return theta
-        if len(theta) <= SMALL:
+        if len(theta) <= settings.small:
             return self._minimise(theta, everything)
         if polish is True or not given:
             objective = self.objective(theta, everything)
@@ -240,4 +241,4 @@ class _Search:
 
     def _minimise(self, theta: Theta, index: Tensor) -> Theta:
         objective = self.objective(theta, index)
-        return objective.embed(minimise(objective) if len(index) <= SMALL else descend(objective))
+        return objective.embed(minimise(objective) if len(index) <= settings.small else descend(objective))

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_laplace._errors import UnsupportedProgram
-
-_SHOWN = 3
-"""Names of buffers that an error shows."""
+from pyro_laplace.settings import settings
 
 
 class _Buffer(NamedTuple):
@@ -131,8 +129,8 @@ def refuse_changed_buffers(changed: Collection[str], random: bool = False) -> No
     """
     if not changed:
         return
-    shown = ", ".join(map(repr, list(changed)[:_SHOWN]))
-    more = f", ... ({len(changed)} in all)" if len(changed) > _SHOWN else ""
+    shown = ", ".join(map(repr, list(changed)[: settings.shown_names]))
+    more = f", ... ({len(changed)} in all)" if len(changed) > settings.shown_names else ""
     besides = ", and its log density changes from run to run (as with dropout)" if random else ""
     raise UnsupportedProgram(
         f"the program changes its own buffers [{shown}{more}] as it runs (as a batch normalisation in training mode "

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pyro_laplace._compat.pyro import LinAlgError
 from pyro_laplace._errors import IndefiniteCurvature, LaplaceWarning
-from pyro_laplace._memory import LIMIT
 from pyro_laplace.capture.anchor import Point
 from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.program.program import Program
 from pyro_laplace.reading.prior import Prior
+from pyro_laplace.settings import settings
 from pyro_laplace.structure.block import Block
 from pyro_laplace.structure.data_pass import Pass
 from pyro_laplace.structure.dense import Dense
@@ -104,7 +104,7 @@ def row_limit(curvature: Curvature, base: Base, size: int) -> int:
     """
     if curvature.root is None or size <= _SMALL:
         return 0
-    limit = min(size // 2, LIMIT // (8 * size))
+    limit = min(size // 2, settings.block_bytes // (8 * size))
     if isinstance(base, Previous):
         block = base.block(torch.arange(size, device=base.placed[0][0].device))
         return max(0, limit - len(block.rows)) if isinstance(block, Dual) else 0
