@@ -1,4 +1,4 @@
-"""`pl.settings`: every size and tolerance has one name, one place and a checked value, and it is read when it is used."""
+"""`pl.settings`: every size and tolerance has one name and a checked value, and is read when it is used."""
 
 import dataclasses
 
@@ -80,13 +80,13 @@ def test_an_unknown_name_is_refused_with_those_there_are(name):
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "200", None, torch.tensor(3)])
 def test_a_number_of_things_is_a_positive_whole_number(value):
-    with pytest.raises(pl.InvalidOption, match="small=.*positive whole number"):
+    with pytest.raises(pl.InvalidOption, match=r"small=.*positive whole number"):
         pl.settings.small = value
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, float("nan"), float("inf"), True, "0.1", None])
 def test_a_tolerance_is_a_positive_finite_number(value):
-    with pytest.raises(pl.InvalidOption, match="mode_decrement=.*positive number"):
+    with pytest.raises(pl.InvalidOption, match=r"mode_decrement=.*positive number"):
         pl.settings.mode_decrement = value
 
 
