@@ -1,15 +1,12 @@
 """Dense Jacobians and Hessians of functions of theta, by `torch.func`, in chunks of bounded memory."""
 
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.backends import mkldnn
 
+from pyro_laplace._compat.torch import load_forward_mode, plain_recurrence
 from pyro_laplace._typing import Matrix, Rows, Theta
 from pyro_laplace.settings import settings
 
@@ -26,39 +23,15 @@ def _basis(start: int, stop: int, size: int, like: Tensor) -> Tensor:
     return basis
 
 
-@cache
-def _load_forward_mode() -> None:
-    """Torch's first forward-mode pass of a process scripts its decompositions, and warns of its own deprecated call."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.jit")
-        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
-
-
-@contextmanager
-def _plain_recurrence() -> Iterator[None]:
-    """Compute a float32 LSTM on the CPU by the kernel that `torch.func` can differentiate.
-
-    mkldnn's, which torch prefers, has no forward mode, and under `torch.no_grad` no reverse mode by `torch.func`.
-    Convolutions go without mkldnn as well, up to 1.8 times slower.
-    """
-    enabled = mkldnn.enabled
-    try:
-        mkldnn.enabled = False  # `mkldnn.flags` would set precisions too
-        yield
-    finally:
-        mkldnn.enabled = enabled
-
-
 def jvp(fn: Callable[[Tensor], Any], theta: Theta, tangent: Theta) -> tuple[Any, Any]:
     """fn(theta) and J v by forward-mode AD; fn may return any tree of tensors."""
-    _load_forward_mode()
+    load_forward_mode()
     try:
         return torch.func.jvp(fn, (theta,), (tangent,))[:2]
     except NotImplementedError as error:  # an LSTM's; anything else is fn's own, or has no forward formula at all
         if "mkldnn_rnn" not in str(error):
             raise
-    with _plain_recurrence():
+    with plain_recurrence():
         return torch.func.jvp(fn, (theta,), (tangent,))[:2]
 
 
@@ -68,7 +41,7 @@ def puller(fn: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Callable
     Returns:
         fn(at), and a function of a cotangent u, of the shape of fn(at), that returns J'u, of the shape of `at`.
     """
-    with _plain_recurrence():
+    with plain_recurrence():
         value, pull = torch.func.vjp(fn, at)[:2]
     return value, lambda u: pull(u)[0]
 

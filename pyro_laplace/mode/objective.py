@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._autodiff import hessian
-from pyro_laplace._compat.pyro import LinAlgError, undisturbed
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Matrix, Scalar, Theta
 from pyro_laplace.data import Data
 from pyro_laplace.program.chunks import Chunk

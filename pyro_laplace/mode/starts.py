@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat.pyro import LinAlgError, undisturbed
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data
 from pyro_laplace.mode.collapse import Collapse

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from pyro_laplace._compat.torch import is_lazy, own_buffers, own_children
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.settings import settings
 
@@ -71,10 +71,10 @@ class ModulesKept:
             path, module = pending.pop()
             if module not in self.modes:
                 self.modes[module] = module.training
-                for key, own in module._buffers.items():
+                for key, own in own_buffers(module).items():
                     full_name = f"{path}.{key}" if path else key
                     self.buffers.append(_Buffer(module, key, full_name, own, _copy_of(own)))
-                inside = reversed(module._modules.items())
+                inside = reversed(own_children(module).items())
                 pending += [(f"{path}.{key}" if path else key, child) for key, child in inside if child is not None]
 
     def changed(self) -> Collection[str]:

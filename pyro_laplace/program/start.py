@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_laplace._compat.pyro import as_start
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.settings import settings
 
@@ -33,9 +34,7 @@ def init_to_start(site: Mapping[str, Any]) -> Tensor:
     """
     start = (site.get("infer") or {}).get("start")
     start = _central(site["fn"]) if start is None else _own(site, start)
-    start = start.detach().clone()
-    setattr(start, "_pyro_custom_init", False)  # noqa: B010 (no attribute of Tensor) tells Pyro's InitMessenger that this is a start, not a fixed value
-    return start
+    return as_start(start)
 
 
 def _own(site: Mapping[str, Any], start: Any) -> Tensor:

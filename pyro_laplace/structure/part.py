@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat.pyro import LinAlgError
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import IndefiniteCurvature, LaplaceWarning
 from pyro_laplace.capture.anchor import Point
 from pyro_laplace.curvature.root import Curvature
