@@ -17,7 +17,8 @@ def _chunks(size: int, per_item: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, size)
 
 
-def _basis(start: int, stop: int, size: int, like: Tensor) -> Tensor:
+def unit_rows(start: int, stop: int, size: int, like: Tensor) -> Tensor:
+    """Rows ``start`` to ``stop`` of an identity of some size, `[stop - start, size]`, in the dtype of `like`."""
     basis = torch.zeros(stop - start, size, dtype=like.dtype, device=like.device)
     basis[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
     return basis
@@ -94,10 +95,10 @@ def column_blocks(fn: Callable[[Tensor], Tensor], theta: Theta) -> Iterator[tupl
     """
     value, push = pusher(fn, theta)
     for start, stop in _chunks(theta.numel(), 8 * max(value.numel(), theta.numel())):
-        yield slice(start, stop), torch.func.vmap(push)(_basis(start, stop, theta.numel(), theta))
+        yield slice(start, stop), torch.func.vmap(push)(unit_rows(start, stop, theta.numel(), theta))
 
 
-def _each(pull: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+def _pulled(pull: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """`pull` of each row, at once where its operations can be vectorised."""
     try:
         return torch.func.vmap(pull)(rows)
@@ -110,7 +111,7 @@ def jacobian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Rows:
     rows, params = fn(theta).numel(), theta.numel()
     if rows < params:
         value, pull = puller(fn, theta)
-        blocks = [_each(pull, _basis(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)]
+        blocks = [_pulled(pull, unit_rows(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)]
         return torch.cat(blocks) if blocks else theta.new_zeros(0, params)
     return torch.cat([block for _, block in column_blocks(fn, theta)]).T
 
@@ -132,7 +133,7 @@ def hessian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Matrix:
     """The Hessian [params, params] of a scalar fn at theta, reverse over reverse."""
     gradient, pull = _hessian_product(fn, theta)
     blocks = [
-        _each(pull, _basis(start, stop, theta.numel(), gradient))
+        _pulled(pull, unit_rows(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     dense = torch.cat(blocks)
@@ -156,7 +157,7 @@ def hessian_diagonal(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Thet
     if torch.allclose(first, second, rtol=close, atol=close * float(first.abs().max().nan_to_num())):
         return first, True
     diagonal = [
-        _each(lambda v: (pull(v) * v).sum(), _basis(start, stop, theta.numel(), gradient))
+        _pulled(lambda v: (pull(v) * v).sum(), unit_rows(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     return torch.cat(diagonal), False

@@ -101,7 +101,7 @@ def fit_nuts(
         dtype = program.start.dtype
         mcmc = chains_in_turn(
             kernel,
-            {name: _by_site(latent, starts) for name, latent in program.latents.items()},
+            {name: _of_site(latent, starts) for name, latent in program.latents.items()},
             num_samples=num_samples,
             warmup_steps=warmup_steps,
             transforms={name: Unconstrain(latent, dtype) for name, latent in program.latents.items()},
@@ -205,6 +205,6 @@ def _approach(program: Program, data: Data, theta: Theta) -> Theta:
     return objective.embed(descend(objective, settings.approach_steps))
 
 
-def _by_site(latent: Latent, starts: Tensor) -> Tensor:
+def _of_site(latent: Latent, starts: Tensor) -> Tensor:
     """A site's unconstrained values `[chains, *unconstrained_shape]`."""
     return starts[:, latent.slice].reshape(-1, *latent.unconstrained_shape)

@@ -119,7 +119,7 @@ def other_starts(program: Program, data: Data, theta: Theta) -> Iterator[Theta]:
         draws = [_draw_prior(program, data, theta) for _ in range(settings.search_draws)]
     for share in _SHARES:
         with undisturbed(), torch.no_grad():
-            log_lik = [_log_lik(program, data, theta + share * (draw - theta)) for draw in draws]
+            log_lik = [_log_lik_at(program, data, theta + share * (draw - theta)) for draw in draws]
         best = log_lik.index(max(log_lik))
         if log_lik[best] > -math.inf:
             yield theta + share * (draws.pop(best) - theta)
@@ -143,7 +143,7 @@ def _draw_prior(program: Program, data: Data, theta: Theta) -> Theta:
     return torch.where(drawn.isfinite(), drawn, theta)
 
 
-def _log_lik(program: Program, data: Data, theta: Theta) -> float:
+def _log_lik_at(program: Program, data: Data, theta: Theta) -> float:
     """Log likelihood of all data; minus infinity where it cannot be computed."""
     try:
         total = sum(float(program.log_joint(theta, chunk, prior=0.0)) for chunk in program.chunks(data))

@@ -22,7 +22,7 @@ DECAYS = (0.1, 0.1)
 """Factors by which the step size falls, one after the other, before the training stops."""
 
 
-class _Share(Messenger):
+class _Proportion(Messenger):
     """Scales one batch's log density so that the batches of a pass add up to that of all data.
 
     Latent sites count 1 / batches, and what `obs_mask` leaves unobserved nothing; a plate's own subsample scale is
@@ -92,7 +92,7 @@ def train(
     check_num_steps(num_steps)
     batches = sum(1 for _ in data)
     optim = optim or PyroOptim(torch.optim.Adam, {"lr": learning_rate})
-    model = _Share(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
+    model = _Proportion(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
     scaled_guide = poutine.scale(guide, scale=1.0 if program.own_indices else 1.0 / batches)
     elbo = Trace_ELBO() if program.nesting is None else TraceEnum_ELBO(max_plate_nesting=program.nesting)
     svi = SVI(model, scaled_guide, optim, elbo)

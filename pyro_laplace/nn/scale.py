@@ -59,18 +59,18 @@ def scale_value(site: str, scale: Scale, like: Tensor, shape: tuple[int, ...] = 
         its value.
     """
     if isinstance(scale, Distribution):
-        fn = moved(scale, like)
+        fn = cast_like(scale, like)
         fn = fn.expand(shape) if shape else fn
         return pyro.sample(site, fn.to_event(len(fn.batch_shape)))
     return torch.as_tensor(scale() if callable(scale) else scale, dtype=like.dtype, device=like.device)
 
 
-def moved(fn: Any, like: Tensor) -> Any:
+def cast_like(fn: Any, like: Tensor) -> Any:
     """A distribution whose floating-point parameters have the dtype and device of a tensor; the one given stays."""
     found = copy.copy(fn)
     for name, value in vars(fn).items():
         if isinstance(value, Tensor) and value.is_floating_point():
             vars(found)[name] = value.to(like)
         elif isinstance(value, Distribution):
-            vars(found)[name] = moved(value, like)
+            vars(found)[name] = cast_like(value, like)
     return found
