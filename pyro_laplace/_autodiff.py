@@ -98,7 +98,7 @@ def column_blocks(fn: Callable[[Tensor], Tensor], theta: Theta) -> Iterator[tupl
         yield slice(start, stop), torch.func.vmap(push)(unit_rows(start, stop, theta.numel(), theta))
 
 
-def _pulled(pull: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+def _pull_rows(pull: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """`pull` of each row, at once where its operations can be vectorised."""
     try:
         return torch.func.vmap(pull)(rows)
@@ -111,7 +111,7 @@ def jacobian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Rows:
     rows, params = fn(theta).numel(), theta.numel()
     if rows < params:
         value, pull = puller(fn, theta)
-        blocks = [_pulled(pull, unit_rows(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)]
+        blocks = [_pull_rows(pull, unit_rows(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)]
         return torch.cat(blocks) if blocks else theta.new_zeros(0, params)
     return torch.cat([block for _, block in column_blocks(fn, theta)]).T
 
@@ -133,7 +133,7 @@ def hessian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Matrix:
     """The Hessian [params, params] of a scalar fn at theta, reverse over reverse."""
     gradient, pull = _hessian_product(fn, theta)
     blocks = [
-        _pulled(pull, unit_rows(start, stop, theta.numel(), gradient))
+        _pull_rows(pull, unit_rows(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     dense = torch.cat(blocks)
@@ -157,7 +157,7 @@ def hessian_diagonal(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Thet
     if torch.allclose(first, second, rtol=close, atol=close * float(first.abs().max().nan_to_num())):
         return first, True
     diagonal = [
-        _pulled(lambda v: (pull(v) * v).sum(), unit_rows(start, stop, theta.numel(), gradient))
+        _pull_rows(lambda v: (pull(v) * v).sum(), unit_rows(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     return torch.cat(diagonal), False
