@@ -154,7 +154,7 @@ class Unconstrain(Transform):
         return self.transform(y.to(self.dtype))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log |d coordinates / d value|."""
+        """log |d coordinates / d value|."""
         return -self.transform.log_abs_det_jacobian(y, x)
 
 
@@ -178,7 +178,7 @@ def _values(
 def _starts(
     program: Program, data: Data, potential: Potential, num_chains: int, guide: AutoLaplace | None, given: bool
 ) -> Tensor:
-    """Theta at the start of every chain, float64 [chains, params]."""
+    """theta at the start of every chain, float64 [chains, params]."""
     first = program.start
     usable = potential.has_density(first)  # also puts the model's params in the store, which torch.func could not
     if given:

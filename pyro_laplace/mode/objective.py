@@ -45,7 +45,7 @@ class Objective:
         return torch.finfo(self.theta.dtype).eps
 
     def embed(self, part: Tensor) -> Theta:
-        """Theta with the free coordinates replaced."""
+        """theta with the free coordinates replaced."""
         return self.theta.index_copy(0, self.index, part.to(self.theta))
 
     def value_and_gradient(self, part: Tensor) -> tuple[Scalar, Theta]:
