@@ -202,7 +202,7 @@ def _starts(
 def _approach(program: Program, data: Data, theta: Theta) -> Theta:
     """A point of higher density."""
     objective = Objective(program, data, True, theta, torch.arange(len(theta), device=theta.device))
-    return objective.embed(descend(objective, settings.approach_steps))
+    return objective.embed(descend(objective, settings.approach_steps).part)
 
 
 def _of_site(latent: Latent, starts: Tensor) -> Tensor:

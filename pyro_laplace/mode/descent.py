@@ -4,13 +4,13 @@ import numpy as np
 import scipy.optimize
 import torch
 
-from pyro_laplace._typing import Theta
 from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.mode.reached import Reached, Stopped
 from pyro_laplace.settings import settings
 
 
-def descend(objective: Objective, steps: int | None = None) -> Theta:
+def descend(objective: Objective, steps: int | None = None) -> Reached:
     """A lower point of minus the log joint over the objective's free coordinates, float64, by scipy's L-BFGS-B.
 
     Args:
@@ -18,7 +18,7 @@ def descend(objective: Objective, steps: int | None = None) -> Theta:
         steps: at most so many iterations; None means `settings.descent_steps`.
 
     Returns:
-        the free coordinates [params]; never worse than where the search began.
+        a point never worse than where the search began, and why the search ended there.
 
     Raises:
         NotAMode: if a scale collapsed to zero on the way, naming its site.
@@ -45,4 +45,8 @@ def descend(objective: Objective, steps: int | None = None) -> Theta:
     )
     part = torch.from_numpy(found.x).to(start.device)
     refuse_collapse(objective, part)
-    return part
+    return Reached(part, _STOPPED.get(found.status, Stopped.STUCK))
+
+
+_STOPPED = {0: Stopped.RESOLVED, 1: Stopped.STEPS}
+"""By scipy's status; any other is a line search that failed."""

@@ -151,7 +151,7 @@ def _settle(program: Program, guide: AutoDelta, data: Data) -> None:
     try:
         if len(theta) <= settings.small:
             objective = _objective(program, data, theta)
-            theta = objective.embed(minimise(objective))
+            theta = objective.embed(minimise(objective).part)
         # from the very start: training may have left a scale so small that the search did not see it fall
         refuse_collapse(start, theta.double())
         if len(theta) > settings.small:
@@ -187,8 +187,8 @@ def _from_wide_scales(objective: Objective, collapse: Collapse) -> Theta:
         theta = objective.theta.index_add(0, held, torch.full_like(objective.theta[held], math.log(factor)))
         try:
             fixed = replace(objective, theta=theta, index=rest)
-            moved = replace(objective, theta=fixed.embed(descent(fixed)))
-            part = descent(moved)
+            moved = replace(objective, theta=fixed.embed(descent(fixed).part))
+            part = descent(moved).part
             if small and log_mass(moved, part) == -math.inf:
                 continue
         except Collapse as again:

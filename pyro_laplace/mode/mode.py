@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pyro_laplace.mode.reached import Stopped
 from pyro_laplace.settings import settings
 
 
@@ -17,6 +18,7 @@ class Mode:
         gradient: its gradient in the random coordinates [random], in nats per unit of theta, in float64.
         decrement: Newton decrement ``sqrt(g' Lambda^-1 g)``: the distance to the mode in posterior standard deviations.
         moved: whether the point was moved from where the map guide left it.
+        stopped: why the search that moved it ended; None where there was none.
     """
 
     theta: Tensor = field(repr=False)
@@ -24,6 +26,7 @@ class Mode:
     gradient: Tensor = field(repr=False)
     decrement: float
     moved: bool
+    stopped: Stopped | None = None
 
     @property
     def gradient_norm(self) -> float:

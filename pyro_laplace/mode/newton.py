@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.mode.reached import Reached, Stopped
 from pyro_laplace.settings import settings
 
 
@@ -38,7 +39,7 @@ class Quadratic:
         return (self.vectors @ move) / self.scale, float(gain)
 
 
-def minimise(objective: Objective, steps: int | None = None) -> Theta:
+def minimise(objective: Objective, steps: int | None = None) -> Reached:
     """The minimum of minus the log joint over the objective's free coordinates, float64.
 
     Steps are damped until the objective falls. Where it cannot resolve the fall any more (rounding), undamped steps go
@@ -49,30 +50,30 @@ def minimise(objective: Objective, steps: int | None = None) -> Theta:
         steps: at most so many; None means `settings.newton_steps`.
 
     Returns:
-        the free coordinates [params] at the best point found.
+        the best point found, and why the search ended there.
 
     Raises:
         NotAMode: if a scale collapsed to zero on the way, naming its site.
     """
-    part = _search(objective, settings.newton_steps if steps is None else steps)
-    refuse_collapse(objective, part)
-    return part
+    reached = _search(objective, settings.newton_steps if steps is None else steps)
+    refuse_collapse(objective, reached.part)
+    return reached
 
 
-def _search(objective: Objective, most: int) -> Theta:
+def _search(objective: Objective, most: int) -> Reached:
     part = objective.start
     value, gradient = objective.value_and_gradient(part)
     if not bool(torch.isfinite(value)):
-        return part
+        return Reached(part, Stopped.OUTSIDE)
     damping, model = 1e-3, quadratic(objective, part, gradient)
     for steps in range(most):
         noise = 4 * objective.resolution * abs(float(value))
         if model.step(0.0)[1] <= noise:
-            return _finish(objective, part, model)
+            return Reached(_finish(objective, part, model), Stopped.RESOLVED)
         if steps and steps % settings.glance_steps == 0:
             refuse_collapse(objective, part, on_the_way=True)
         if steps >= settings.rough_steps and model.decrement <= settings.fine_decrement * len(part) ** 0.5:
-            return part
+            return Reached(part, Stopped.CLOSE)
         while True:
             step, gain = model.step(damping)
             trial, trial_gradient = objective.value_and_gradient(part + step)
@@ -80,10 +81,10 @@ def _search(objective: Objective, most: int) -> Theta:
                 break
             damping *= 10
             if damping > settings.newton_damping:
-                return part
+                return Reached(part, Stopped.STUCK)
         part, value = part + step, trial
         model, damping = quadratic(objective, part, trial_gradient), max(damping / 10, 1e-12)
-    return part
+    return Reached(part, Stopped.STEPS)
 
 
 def _finish(objective: Objective, part: Theta, model: Quadratic) -> Theta:

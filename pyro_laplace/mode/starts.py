@@ -77,7 +77,7 @@ def search(objective: Objective, data: Data) -> Found:
 
 def _search_from(objective: Objective, theta: Theta, steps: int) -> Found:
     moved = replace(objective, theta=theta)
-    part = minimise(moved, steps)
+    part = minimise(moved, steps).part
     return Found(moved.embed(part), log_mass(moved, part))
 
 

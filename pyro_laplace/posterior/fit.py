@@ -23,6 +23,7 @@ from pyro_laplace.mode.fit_map import discard_params, fit_map
 from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.mode.reached import Reached, Stopped
 from pyro_laplace.posterior.evidence import log_evidence
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
@@ -158,14 +159,14 @@ def fit_laplace(
         program = Program.trace(model, data, values_given(map_guide, data), watchers)
         random = select(subset, program, data, None if layers is None or program.hidden else layers.sites)
         search = _Search(program, data, free_index(program, random), structure, measure, jacobian, first)
-        theta = search.move(program.start, polish, given)
+        theta, stopped = search.move(program.start, polish, given)
         if isinstance(subset, Subnetwork) and generator is not None:
             search = replace(search, index=subset.choose(program, theta, lambda: search.variance(theta), generator))
         precision, tally = search.precision(theta)
         if polish is True or (polish == "auto" and not given):
             theta, precision, tally = search.gauss_newton(theta, precision, tally)
         moved = not torch.equal(theta, program.start)
-        mode = judge(theta, tally.log_lik + tally.log_prior, tally.gradient, precision, moved)
+        mode = judge(theta, tally.log_lik + tally.log_prior, tally.gradient, precision, moved, stopped)
         report(mode, on_not_a_mode, _LONGER if given else "give a map_guide trained longer")
         guide = AutoLaplace(
             model,
@@ -206,19 +207,18 @@ class _Search:
     def objective(self, theta: Theta, index: Tensor) -> Objective:
         return Objective(self.program, self.data, self.jacobian, theta, index)
 
-    def move(self, theta: Theta, polish: bool | str, given: bool) -> Theta:
-        """To the mode of the log joint, as far as `polish` asks."""
+    def move(self, theta: Theta, polish: bool | str, given: bool) -> tuple[Theta, Stopped | None]:
+        """To the mode of the log joint, as far as `polish` asks, and why the search for it ended."""
         everything = torch.arange(len(theta), device=theta.device)
         constrained = [name for name, latent in self.program.latents.items() if latent.constrained]
         must = self.jacobian and bool(constrained)
         if polish is False:
-            return theta
+            return theta, None
         if len(theta) <= settings.small:
             return self._minimise(theta, everything)
         if polish is True or not given:
-            objective = self.objective(theta, everything)
-            return objective.embed(descend(objective))
-        return self._minimise(theta, free_index(self.program, constrained)) if must else theta
+            return self._search(descend, theta, everything)
+        return self._minimise(theta, free_index(self.program, constrained)) if must else (theta, None)
 
     def gauss_newton(self, theta: Theta, precision: Precision, tally: Tally) -> tuple[Theta, Precision, Tally]:
         """Steps Lambda^-1 g with backtracking, until the decrement says that this is a mode."""
@@ -239,6 +239,10 @@ class _Search:
             precision, tally = self.precision(theta)
         return theta, precision, tally
 
-    def _minimise(self, theta: Theta, index: Tensor) -> Theta:
+    def _minimise(self, theta: Theta, index: Tensor) -> tuple[Theta, Stopped]:
+        return self._search(minimise if len(index) <= settings.small else descend, theta, index)
+
+    def _search(self, method: Callable[[Objective], Reached], theta: Theta, index: Tensor) -> tuple[Theta, Stopped]:
         objective = self.objective(theta, index)
-        return objective.embed(minimise(objective) if len(index) <= settings.small else descend(objective))
+        reached = method(objective)
+        return objective.embed(reached.part), reached.stopped
