@@ -131,7 +131,7 @@ def _searched(program: Program, guide: AutoDelta, data: Data) -> bool:
     guide(*batch.args, **batch.kwargs)  # makes the params of guide and model, which cannot be made under torch.func
     objective = _objective(program, data, program.start)
     try:
-        found = search(objective, data)
+        found = search(objective, data, minimise)
         if not found.settled:  # the density of theta may yet show why
             objective = replace(objective, jacobian=True)
             minimise(objective)

@@ -7,7 +7,7 @@ their height: a narrow spike is high.
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,9 @@ from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data
 from pyro_laplace.mode.collapse import Collapse
-from pyro_laplace.mode.newton import minimise, quadratic
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.mode.quadratic import quadratic
+from pyro_laplace.mode.reached import Reached
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Recorder, run_model
 from pyro_laplace.settings import settings
@@ -47,7 +48,11 @@ class Found:
         return self.log_mass > -math.inf
 
 
-def search(objective: Objective, data: Data) -> Found:
+type Search = Callable[[Objective, int], Reached]
+"""From the objective's own theta to its minimum, in at most so many steps."""
+
+
+def search(objective: Objective, data: Data, by: Search) -> Found:
     """The mode that `objective` reaches from its own theta, or one with more mass that other starts lead to.
 
     Where the first search reaches a mode, another one is left for only if it has e^5 times its mass.
@@ -55,6 +60,7 @@ def search(objective: Objective, data: Data) -> Found:
     Args:
         objective: minus the log joint, over all of theta.
         data: what further starts are chosen by.
+        by: one search.
 
     Returns:
         the best point found, settled or not.
@@ -62,12 +68,12 @@ def search(objective: Objective, data: Data) -> Found:
     Raises:
         Collapse: if a scale collapses to zero from the objective's own theta.
     """
-    best = _search_from(objective, objective.theta, settings.first_search_steps)
+    best = _search_from(objective, objective.theta, by, settings.first_search_steps)
     if not data.one_batch:
         return best
     for start in other_starts(objective.program, data, objective.theta):
         try:
-            other = _search_from(objective, start, settings.other_search_steps)
+            other = _search_from(objective, start, by, settings.other_search_steps)
         except Collapse:
             continue
         if other.log_mass > best.log_mass + (settings.negligible_nats if best.settled else 0.0):
@@ -75,9 +81,9 @@ def search(objective: Objective, data: Data) -> Found:
     return best
 
 
-def _search_from(objective: Objective, theta: Theta, steps: int) -> Found:
+def _search_from(objective: Objective, theta: Theta, by: Search, steps: int) -> Found:
     moved = replace(objective, theta=theta)
-    part = minimise(moved, steps).part
+    part = by(moved, steps).part
     return Found(moved.embed(part), log_mass(moved, part))
 
 
