@@ -1,5 +1,6 @@
 """The one file that touches what is private to torch, or what it leaves undocumented."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends import cuda as attention
 from torch.backends import mha, mkldnn
+from torch.distributions import Distribution
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -47,6 +49,17 @@ def is_lazy(tensor: Any) -> bool:
 def renew_flat_weights(layer: nn.RNNBase) -> None:
     """Have a recurrent layer read the weights it has now, of which it keeps a list that `functional_call` overlooks."""
     layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
+
+
+def cast_like(fn: Any, like: Tensor) -> Any:
+    """A distribution whose floating-point parameters have the dtype and device of a tensor; the one given stays."""
+    found = copy.copy(fn)
+    for name, value in vars(fn).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            vars(found)[name] = value.to(like)
+        elif isinstance(value, Distribution):
+            vars(found)[name] = cast_like(value, like)
+    return found
 
 
 # --- calls and graphs -------------------------------------------------------------------------

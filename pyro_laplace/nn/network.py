@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_laplace._compat.pyro import in_call, once_per_call
-from pyro_laplace._compat.torch import plain_layers, renew_flat_weights
+from pyro_laplace._compat.torch import own_children, plain_layers, renew_flat_weights
 from pyro_laplace._errors import InvalidData, UnsupportedProgram
 from pyro_laplace.nn.likelihoods import Likelihood, observation
 from pyro_laplace.nn.priors import Prior
@@ -85,7 +85,7 @@ class BayesianNetwork(PyroModule):
     @property
     def _network(self) -> nn.Module:
         """The module, without the param statements that `PyroModule` makes of reading one."""
-        network = self._modules["module"]
+        network = own_children(self)["module"]
         assert network is not None
         return network
 

@@ -1,6 +1,5 @@
 """A scale: a number, or one that is random, or computed as the program runs."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_laplace._compat.torch import cast_like
 from pyro_laplace._errors import InvalidOption
 
 type Scale = float | Tensor | Distribution | Callable[[], Tensor]
@@ -63,14 +63,3 @@ def scale_value(site: str, scale: Scale, like: Tensor, shape: tuple[int, ...] = 
         fn = fn.expand(shape) if shape else fn
         return pyro.sample(site, fn.to_event(len(fn.batch_shape)))
     return torch.as_tensor(scale() if callable(scale) else scale, dtype=like.dtype, device=like.device)
-
-
-def cast_like(fn: Any, like: Tensor) -> Any:
-    """A distribution whose floating-point parameters have the dtype and device of a tensor; the one given stays."""
-    found = copy.copy(fn)
-    for name, value in vars(fn).items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            vars(found)[name] = value.to(like)
-        elif isinstance(value, Distribution):
-            vars(found)[name] = cast_like(value, like)
-    return found

@@ -10,8 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_laplace._compat.torch import cast_like
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace.nn.scale import cast_like
 
 
 @dataclass(frozen=True, eq=False)
