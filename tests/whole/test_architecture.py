@@ -70,8 +70,9 @@ FOREIGN = {
     "_inverse": "what a torch transform implements",
     "_loc_scale": "what a Pyro autoguide implements",
     "_unpack_latent": "what a Pyro autoguide implements",
+    "_create_plates": "what a Pyro autoguide is set up by",
 }
-"""Underscored names of Pyro's and torch's that a subclass is meant to define."""
+"""Underscored names of Pyro's and torch's that a subclass is meant to define or to call."""
 
 
 # --- reading the package ------------------------------------------------------------------------------
