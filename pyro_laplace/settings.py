@@ -123,7 +123,7 @@ class Settings:
     # --- the mode -----------------------------------------------------------------------------
 
     mode_decrement: float = 0.1
-    """Newton decrement per sqrt(coordinate) up to which a point is a mode: a tenth of a posterior deviation."""
+    """Newton decrement per sqrt(coordinate) up to which a point is a mode: a tenth of a posterior std."""
 
     fine_decrement: float = 0.01
     """The same where a search stops: well within what counts as a mode."""

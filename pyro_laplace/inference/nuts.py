@@ -17,6 +17,7 @@ from pyro_laplace.data import Data, as_data
 from pyro_laplace.inference.mass import LaplaceMass
 from pyro_laplace.inference.potential import Potential
 from pyro_laplace.mode.descent import descend
+from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.program.program import Program
@@ -162,17 +163,8 @@ def _values(
     initial: AutoGuide | Mapping[str, Tensor] | None, precondition: AutoLaplace | None, data: Data
 ) -> dict[str, Tensor] | None:
     """Site values to start from, if any are given."""
-    point = precondition if initial is None else initial
-    if point is None:
-        return None
-    if isinstance(point, Mapping):
-        return {name: torch.as_tensor(value).detach() for name, value in point.items()}
-    if not isinstance(point, AutoGuide):
-        raise InvalidOption(f"initial is a {type(point).__name__}: give a guide, a mapping of site values, or None")
-    if point.prototype_trace is None:
-        raise InvalidOption(f"initial is an {type(point).__name__} that has never been run: train it first")
-    batch = data.first()
-    return {name: value.detach() for name, value in point.median(*batch.args, **batch.kwargs).items()}
+    given = precondition if initial is None else initial
+    return None if given is None else values_given(given, data, "initial")
 
 
 def _starts(
