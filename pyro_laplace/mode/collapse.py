@@ -74,12 +74,12 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
 def _spreads(objective: Objective, theta: Tensor, chunk: Chunk) -> dict[str, _Spread]:
     """The scales of the program's sites that depend on theta, where it requires a gradient; else all."""
     run = objective.program.run(theta, chunk)
-    found = {name: _spread_of(site) for name, site in {**run.latents, **run.observed}.items()}
+    found = {name: _scale_of(site) for name, site in {**run.latents, **run.observed}.items()}
     wanted = theta.requires_grad
     return {name: s for name, s in found.items() if s is not None and (s.scale.requires_grad or not wanted)}
 
 
-def _spread_of(site: Site) -> _Spread | None:
+def _scale_of(site: Site) -> _Spread | None:
     fn, value = where_loc_is(site.fn, site.value)
     scale, loc = getattr(fn, "scale", None), getattr(fn, "loc", 0.0)
     if not isinstance(scale, Tensor) or not value.is_floating_point():

@@ -5,7 +5,7 @@ import torch
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.objective import Objective
-from pyro_laplace.mode.quadratic import Quadratic, quadratic
+from pyro_laplace.mode.quadratic import NewtonModel, quadratic
 from pyro_laplace.mode.reached import Reached, Stopped
 from pyro_laplace.settings import settings
 
@@ -58,7 +58,7 @@ def _search(objective: Objective, most: int) -> Reached:
     return Reached(part, Stopped.STEPS)
 
 
-def _finish(objective: Objective, part: Theta, model: Quadratic) -> Theta:
+def _finish(objective: Objective, part: Theta, model: NewtonModel) -> Theta:
     """Undamped steps while the decrement shrinks."""
     for _ in range(10):
         trial = part + model.step(0.0)[0]

@@ -10,7 +10,7 @@ from pyro_laplace.mode.objective import Objective
 
 
 @dataclass(frozen=True)
-class Quadratic:
+class NewtonModel:
     """The objective's quadratic model at a point, in the eigenbasis of its unit-free Hessian D^-1 H D^-1."""
 
     scale: Tensor
@@ -36,10 +36,10 @@ class Quadratic:
         return (self.vectors @ move) / self.scale, float(gain)
 
 
-def quadratic(objective: Objective, part: Theta, gradient: Theta) -> Quadratic:
+def quadratic(objective: Objective, part: Theta, gradient: Theta) -> NewtonModel:
     """The quadratic model of the objective at a point, where `gradient` is its gradient."""
     matrix = torch.nan_to_num(objective.hessian(part), nan=0.0, posinf=0.0, neginf=0.0)
     diagonal = matrix.diagonal().abs()
     scale = diagonal.clamp(min=1e-12 * float(diagonal.max().clamp(min=1e-300))).sqrt()
     values, vectors = torch.linalg.eigh(matrix / scale / scale.unsqueeze(-1))
-    return Quadratic(scale, vectors, values, vectors.mT @ (gradient / scale))
+    return NewtonModel(scale, vectors, values, vectors.mT @ (gradient / scale))

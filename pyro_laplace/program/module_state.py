@@ -37,13 +37,13 @@ class _Buffer(NamedTuple):
     def has_changed(self) -> bool:
         """Whether it is no longer what it was; another tensor of the same value is."""
         now = self.now
-        return now is not self.own if self.value is None or now is None else not _equal(now, self.value)
+        return now is not self.own if self.value is None or now is None else not _same_values(now, self.value)
 
     def restore(self) -> None:
         """Put it back, without a touch of what has not changed: a graph of the user's may hold it."""
         if self.now is not self.own:
             setattr(self.module, self.key, self.own)
-        if self.own is not None and self.value is not None and not _equal(self.own, self.value):
+        if self.own is not None and self.value is not None and not _same_values(self.own, self.value):
             self.own.copy_(self.value)
 
 
@@ -163,7 +163,7 @@ def _copy_of(buffer: Tensor | None) -> Tensor | None:
     return buffer.detach().clone()
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _same_values(one: Tensor, other: Tensor) -> bool:
     kinds = ((each.shape, each.dtype, each.device, each.layout) for each in (one, other))
     if next(kinds) != next(kinds):
         return False

@@ -53,6 +53,7 @@ OF_ONE_ROOM = 4
 LINES = 400
 
 DEFINED_TWICE = {
+    "root": "a file for each curvature, whose one function the table of curvatures takes",
     "Prior": "nn.Prior is what users write of a network's parameter; the prior that is read off a run is not theirs",
 }
 """Names that two files define, and why."""
