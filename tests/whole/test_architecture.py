@@ -102,7 +102,7 @@ def room_of(module: str) -> str:
 
 def definer(module: str, name: str) -> str:
     """The module that defines a name, through the faces of packages."""
-    while is_face(module):
+    while module in PATHS and is_face(module):
         if f"{module}.{name}" in PATHS:
             return f"{module}.{name}"
         found = (
