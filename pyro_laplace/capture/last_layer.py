@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import leaves_of
 from pyro_laplace.data import Data
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
+from pyro_laplace.unwrap import tensors_of
 
 _PRODUCTS = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "einsum",
@@ -74,12 +75,12 @@ class GraphMode(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function and note what it made of what."""
         result = func(*args, **(kwargs or {}))
-        inputs = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+        inputs = [leaf for leaf in leaves_of((args, kwargs or {})) if isinstance(leaf, Tensor)]
         nodes = [self._nodes[id(leaf)] for leaf in inputs if id(leaf) in self._nodes]
         if nodes:
             plain = [leaf for leaf in inputs if id(leaf) not in self._nodes]
             node = self._combine(getattr(func, "__name__", ""), nodes, bool(plain))
-            for leaf in tree_leaves(result):
+            for leaf in leaves_of(result):
                 if isinstance(leaf, Tensor):
                     self._nodes[id(leaf)] = node
                     self._alive.append(leaf)
@@ -121,12 +122,5 @@ def last_layer(program: Program, data: Data) -> frozenset[str]:
         run = program.run_at(values, Chunk(data.first()))
     operations: set[Operation] = set()
     for site in run.observed.values():
-        operations |= set().union(*(graph.operations(param) for param in _parameters(site.fn)))
+        operations |= set().union(*(graph.operations(param) for param in tensors_of(site.fn)))
     return frozenset().union(*(operation.latents for operation in last(operations)))
-
-
-def _parameters(fn: Any) -> list[Tensor]:
-    """The tensors that a distribution was made of, wrappers seen through."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return [value for value in vars(fn).values() if isinstance(value, Tensor)]

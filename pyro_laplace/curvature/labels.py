@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_laplace._compat.gamma import gamma_drawn_by
 from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import gamma_drawn_by
 from pyro_laplace.curvature.root import Draw
 from pyro_laplace.likelihood import can_be_drawn, marginalises_nan
 from pyro_laplace.program.run import Site

@@ -6,9 +6,7 @@ scale is better still. At a mode, values are about one scale from their location
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -18,20 +16,8 @@ from pyro_laplace._typing import Theta
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.run import Site
-
-_SHRUNK = 1e-2
-"""A scale that fell by this factor, or below `_SMALL` of its values, may have collapsed."""
-
-_SMALL = 1e-6
-
-_LOST = 1e-8
-"""A scale below this share of its values, which still falls, has collapsed wherever these values are."""
-
-_CLOSE = 0.1
-"""Mean squared distance to the location, in scales, below which values do not explain their scale."""
-
-_RATE = 0.1
-"""Nats by which the log joint rises as the log of the scale falls by one."""
+from pyro_laplace.settings import settings
+from pyro_laplace.unwrap import where_loc_is
 
 
 class Collapse(NotAMode):
@@ -79,7 +65,7 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
             log_scale = spreads[name].scale.log()[which].mean()
             (direction,) = torch.autograd.grad(log_scale, leaf, retain_graph=True)
             along = direction[objective.index].double()
-            if float(gradient @ along) > _RATE * float(along @ along) > 0:
+            if float(gradient @ along) > settings.collapse_rate * float(along @ along) > 0:
                 layout = program.layout.items()
                 latents = [latent for latent, place in layout if latent != name and bool(direction[place].any())]
                 raise Collapse(_message(objective, name, latents, before[name], spreads[name], which), latents)
@@ -88,13 +74,13 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
 def _spreads(objective: Objective, theta: Tensor, chunk: Chunk) -> dict[str, _Spread]:
     """The scales of the program's sites that depend on theta, where it requires a gradient; else all."""
     run = objective.program.run(theta, chunk)
-    found = {name: _spread(site) for name, site in {**run.latents, **run.observed}.items()}
+    found = {name: _scale_of(site) for name, site in {**run.latents, **run.observed}.items()}
     wanted = theta.requires_grad
     return {name: s for name, s in found.items() if s is not None and (s.scale.requires_grad or not wanted)}
 
 
-def _spread(site: Site) -> _Spread | None:
-    fn, value = _where_loc_is(site.fn, site.value)
+def _scale_of(site: Site) -> _Spread | None:
+    fn, value = where_loc_is(site.fn, site.value)
     scale, loc = getattr(fn, "scale", None), getattr(fn, "loc", 0.0)
     if not isinstance(scale, Tensor) or not value.is_floating_point():
         return None
@@ -103,30 +89,11 @@ def _spread(site: Site) -> _Spread | None:
     return _Spread(scale.expand(distance.shape), distance, size)
 
 
-def _where_loc_is(fn: Any, value: Tensor) -> tuple[Any, Tensor]:
-    """The distribution that loc and scale belong to, and the value in its space: of a LogNormal, a Normal's log y."""
-    fn = _bare(fn)
-    if isinstance(fn, torch.distributions.TransformedDistribution):
-        base, loc = _bare(fn.base_dist), getattr(fn, "loc", None)
-        if loc is not None and loc is getattr(base, "loc", None):  # a Gumbel's own are in the space of y
-            transforms: Any = reversed(fn.transforms)
-            for transform in transforms:
-                value = transform.inv(value)
-            return base, value
-    return fn, value
-
-
-def _bare(fn: Any) -> Any:
-    while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
 def _collapsed(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
     """Which entries have collapsed, bool of the site's shape."""
     small = _small(now, before)
     squares = now.distance[small].square()
-    close = bool(len(squares)) and float(squares.mean()) < _CLOSE
+    close = bool(len(squares)) and float(squares.mean()) < settings.collapse_close
     return small if close else _lost(now, before, theta)
 
 
@@ -134,13 +101,13 @@ def _lost(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
     """Which entries have a scale too small to tell apart what it spreads, bool of the site's shape."""
     # values need not be close: where a whole model shrinks (a test's abilities, difficulties and inverse
     # discriminations), they stay about a scale from their location
-    lost = now.scale.detach() < max(4 * torch.finfo(theta.dtype).eps, _LOST) * now.size
+    lost = now.scale.detach() < max(4 * torch.finfo(theta.dtype).eps, settings.collapse_lost) * now.size
     return _small(now, before) & lost
 
 
 def _small(now: _Spread, before: _Spread) -> Tensor:
     scale = now.scale.detach()
-    return (scale < _SHRUNK * before.scale.detach()) | (scale < _SMALL * now.size)
+    return (scale < settings.collapse_shrunk * before.scale.detach()) | (scale < settings.collapse_small * now.size)
 
 
 def _message(objective: Objective, name: str, latents: list[str], before: _Spread, now: _Spread, which: Tensor) -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._autodiff import hessian
-from pyro_laplace._compat.pyro import LinAlgError, undisturbed
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Matrix, Scalar, Theta
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.loop import Loop
@@ -47,7 +48,7 @@ class Objective:
         return torch.finfo(self.theta.dtype).eps
 
     def embed(self, part: Tensor) -> Theta:
-        """Theta with the free coordinates replaced."""
+        """theta with the free coordinates replaced."""
         return self.theta.index_copy(0, self.index, part.to(self.theta))
 
     def value_and_gradient(self, part: Tensor) -> tuple[Scalar, Theta]:

@@ -19,9 +19,10 @@ from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.mode.descent import descend
 from pyro_laplace.mode.fit_map import discard_params, fit_map
-from pyro_laplace.mode.given import point_of
+from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.mode.reached import Reached, Stopped
 from pyro_laplace.posterior.evidence import log_evidence
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
@@ -147,22 +148,22 @@ def fit_laplace(
     if map_guide is None:
         select(subset, Program.trace(model, data), data)  # a typo need not wait for the training
         fitted = fit_map(model, data, progress=progress)
-        map_guide = point_of(fitted, data)
+        map_guide = values_given(fitted, data)
         discard_params(fitted)
     measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
     generator = subset.generator() if isinstance(subset, Subnetwork) else None
     with undisturbed(), torch.no_grad():
-        program = Program.trace(model, data, point_of(map_guide, data))
+        program = Program.trace(model, data, values_given(map_guide, data))
         index = coordinates_of(program.latents, select(subset, program, data)).to(program.start.device)
         search = _Search(Loop(program, data), index, structure, measure, jacobian, progress)
-        theta = search.mode(polish, given)
+        theta, stopped = search.mode(polish, given)
         if isinstance(subset, Subnetwork) and generator is not None:
             search = replace(search, index=subset.choose(program, theta, lambda: search.variance(theta), generator))
         found = search.measured(theta)
         if polish is True or (polish == "auto" and not given):
             found = search.gauss_newton(found)
         moved = not torch.equal(found.theta, program.start)
-        mode = judge(found.theta, found.log_joint, found.gradient, found.precision, moved)
+        mode = judge(found.theta, found.log_joint, found.gradient, found.precision, moved, stopped)
         report(mode, on_not_a_mode, _LONGER if given else "give a map_guide trained longer")
         evidence = log_evidence(found.likelihood.log_lik, found.prior.log_density_of_free, found.precision)
         guide = AutoLaplace(
@@ -239,21 +240,20 @@ class _Search:
         """Minus the log joint over some coordinates."""
         return Objective(self.loop, self.jacobian, theta, index)
 
-    def mode(self, polish: bool | str, given: bool) -> Theta:
-        """The mode of the log joint, searched for as far as `polish` asks."""
+    def mode(self, polish: bool | str, given: bool) -> tuple[Theta, Stopped | None]:
+        """The mode of the log joint, searched for as far as `polish` asks, and why the search ended."""
         program, theta = self.loop.program, self.loop.program.start
         everything = torch.arange(len(theta), device=theta.device)
         constrained = [name for name, latent in program.latents.items() if latent.constrained]
         must = self.jacobian and bool(constrained)
         if polish is False:
-            return theta
+            return theta, None
         if len(theta) <= settings.small:
             return self._minimised(theta, everything)
         if polish is True or not given:
-            objective = self.objective(theta, everything)
-            return objective.embed(descend(objective))
+            return self._searched(descend, theta, everything)
         where = coordinates_of(program.latents, constrained).to(theta.device)
-        return self._minimised(theta, where) if must else theta
+        return self._minimised(theta, where) if must else (theta, None)
 
     def gauss_newton(self, found: _Measured) -> _Measured:
         """Steps Lambda^-1 g with backtracking, until the decrement says that this is a mode."""
@@ -273,6 +273,10 @@ class _Search:
             found = self.measured(objective.embed(here + 0.5**halving * step))
         return found
 
-    def _minimised(self, theta: Theta, index: Tensor) -> Theta:
+    def _minimised(self, theta: Theta, index: Tensor) -> tuple[Theta, Stopped]:
+        return self._searched(minimise if len(index) <= settings.small else descend, theta, index)
+
+    def _searched(self, method: Callable[[Objective], Reached], theta: Theta, index: Tensor) -> tuple[Theta, Stopped]:
         objective = self.objective(theta, index)
-        return objective.embed(minimise(objective) if len(index) <= settings.small else descend(objective))
+        reached = method(objective)
+        return objective.embed(reached.part), reached.stopped

@@ -125,7 +125,7 @@ class Program:
         return sum(latent.size for latent in self.latents.values())
 
     def unpack(self, theta: Tensor) -> dict[str, Tensor]:
-        """Theta [..., params] to site values."""
+        """theta [..., params] to site values."""
         return unpack(self.latents, theta)
 
     def pack(self, values: Values) -> Theta:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import flattened, unflattened
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.module_state import modules_kept
@@ -163,11 +163,11 @@ def _near(one: Tensor, other: Tensor) -> bool:
 
 
 def _flat(batch: Batch) -> tuple[list[Any], Any]:
-    return tree_flatten((batch.args, dict(batch.kwargs)))
+    return flattened((batch.args, dict(batch.kwargs)))
 
 
 def _batch(values: list[Any], form: Any) -> Batch:
-    args, kwargs = tree_unflatten(values, form)
+    args, kwargs = unflattened(values, form)
     return Batch(tuple(args), kwargs)
 
 

@@ -75,7 +75,7 @@ class Latent:
 
 
 def unpack(latents: Mapping[str, Latent], theta: Tensor) -> dict[str, Tensor]:
-    """Theta [..., params] to site values `[..., *shape]`."""
+    """theta [..., params] to site values `[..., *shape]`."""
     return {name: latent.constrain(theta[..., latent.slice]) for name, latent in latents.items()}
 
 

@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat.pyro import LinAlgError
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import IndefiniteCurvature, LaplaceWarning
 from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
 from pyro_laplace.capture.anchor import Anchor

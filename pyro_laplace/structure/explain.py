@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat.pyro import LinAlgError
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Matrix
 from pyro_laplace.capture.anchor import Anchor
 

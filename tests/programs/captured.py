@@ -1,4 +1,7 @@
-"""Programs that consume their latent sites in all the ways that are captured, and in some that are not."""
+"""Programs that consume their latent sites in all the ways that are captured, and in some that are not.
+
+`FUNCTIONS` has each by name, with the number of its coordinates that need dense columns; `factors_of` reads one.
+"""
 
 import pyro
 import pyro.distributions as dist
