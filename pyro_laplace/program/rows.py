@@ -5,6 +5,7 @@ adjacency, a batch statistic, a scale that counts the rows: none of these does, 
 by running the program on a few rows, and on the halves of these.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,28 +46,28 @@ class Cut:
 
     def rows(self, batch: Batch, first: Batch) -> int | None:
         """How many rows a batch has; None where it does not have the form of the first one."""
-        values, form = _flat(batch)
+        values, form = flattened(_tree(batch))
         if form != self.form:
             return None
         counts = {len(values[i]) for i in self.leaves if isinstance(values[i], Tensor) and values[i].dim()}
         same = batch is first or all(
-            _equal(one, other) for i, (one, other) in enumerate(zip(values, _flat(first)[0], strict=True))
+            _equal(one, other) for i, (one, other) in enumerate(zip(values, flattened(_tree(first))[0], strict=True))
             if i not in self.leaves
         )  # fmt: skip
         return counts.pop() if same and len(counts) == 1 else None
 
     def part(self, batch: Batch, start: int, stop: int) -> Batch:
         """Some rows of a batch."""
-        values, form = _flat(batch)
-        return _batch([each[start:stop] if i in self.leaves else each for i, each in enumerate(values)], form)
+        values, form = flattened(_tree(batch))
+        return _batch_of([each[start:stop] if i in self.leaves else each for i, each in enumerate(values)], form)
 
     def join(self, batches: Sequence[Batch]) -> Batch:
         """The rows of several batches below one another."""
         if len(batches) == 1:
             return batches[0]
-        parts = [_flat(batch)[0] for batch in batches]
+        parts = [flattened(_tree(batch))[0] for batch in batches]
         joined = [torch.cat(each) if i in self.leaves else each[0] for i, each in enumerate(zip(*parts, strict=True))]
-        return _batch(joined, _flat(batches[0])[1])
+        return _batch_of(joined, flattened(_tree(batches[0]))[1])
 
 
 def cut_of(program: Program, data: Data) -> Cut | None:
@@ -81,8 +82,8 @@ def cut_of(program: Program, data: Data) -> Cut | None:
     """
     if program.own_indices:
         return None
-    batch = data.first()
-    values, form = _flat(batch)
+    batch = _first_rows(data)
+    values, form = flattened(_tree(batch))
     tensors = [each for each in values if isinstance(each, Tensor) and each.dim()]
     if not tensors or (data.one_batch and sum(each.nbytes for each in tensors) < settings.cut_bytes):
         return None
@@ -94,18 +95,30 @@ def cut_of(program: Program, data: Data) -> Cut | None:
     whole = Cut(form, leaves, math.inf)
     try:
         with undisturbed(), modules_kept(program.model), torch.no_grad():
-            theta = program.start + 0.1 * torch.randn(
-                len(program.start), generator=torch.Generator().manual_seed(0)
-            ).to(program.start)
-            runs = [
-                _run(program, theta, whole.part(batch, *ends)) for ends in ((0, 2 * half), (0, half), (half, 2 * half))
-            ]
+            theta = program.start + 0.1 * _noise(program.start)
+            ends = (0, 2 * half), (0, half), (half, 2 * half)
+            runs = [_run(program, theta, whole.part(batch, *each)) for each in ends]
             if not _independent(program, theta, [run for run, _ in runs], half):
                 return None
     except Exception:  # whatever a program can raise that some of its rows do not suit: it is not cut
         return None
-    elements = (runs[0][1] - runs[1][1]) / half
-    return Cut(form, leaves, max(1.0, elements) * program.start.element_size())
+    made = max(1.0, (runs[0][1] - runs[1][1]) / half) * program.start.element_size()
+    return Cut(form, leaves, made + sum(values[i].nbytes for i in leaves) / count)
+
+
+def _first_rows(data: Data) -> Batch:
+    """The first batch; of batches of one row the first two together, so that there is something to divide."""
+    first, *others = itertools.islice(iter(data), 2)
+    values, form = flattened(_tree(first))
+    lengths = {len(each) for each in values if isinstance(each, Tensor) and each.dim()}
+    if lengths != {1} or not others:
+        return first
+    leaves = tuple(i for i, each in enumerate(values) if isinstance(each, Tensor) and each.dim())
+    return Cut(form, leaves, math.inf).join([first, *others])
+
+
+def _noise(like: Tensor) -> Tensor:
+    return torch.randn(len(like), generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def _run(program: Program, theta: Tensor, batch: Batch) -> tuple[Run, int]:
@@ -162,11 +175,11 @@ def _near(one: Tensor, other: Tensor) -> bool:
     return bool(one.isfinite().all()) and torch.allclose(one, other, rtol=close, atol=close * scale)
 
 
-def _flat(batch: Batch) -> tuple[list[Any], Any]:
-    return flattened((batch.args, dict(batch.kwargs)))
+def _tree(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return batch.args, dict(batch.kwargs)
 
 
-def _batch(values: list[Any], form: Any) -> Batch:
+def _batch_of(values: list[Any], form: Any) -> Batch:
     args, kwargs = unflattened(values, form)
     return Batch(tuple(args), kwargs)
 

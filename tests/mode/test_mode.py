@@ -35,6 +35,7 @@ from pyro_laplace.mode.descent import descend
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.reached import Stopped
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -232,7 +233,7 @@ def test_the_search_leaves_the_random_state_to_the_guide():
 def objective_of(model, data) -> Objective:
     data = as_data(data)
     program = Program.trace(model, data)
-    return Objective(program, data, True, program.start, torch.arange(program.num_params))
+    return Objective(Loop(program, data), True, program.start, torch.arange(program.num_params))
 
 
 def steep(x, y=None):
