@@ -16,6 +16,8 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch.backends import cuda as attention
 
+from pyro_laplace.unwrap import innermost
+
 __all__ = ["mask_of", "name_apart", "site_is_deterministic", "site_is_factor", "site_is_subsample", "undisturbed"]
 
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage] (documented as public)
@@ -27,25 +29,19 @@ def site_is_deterministic(msg: Any) -> bool:
         return True
     if not msg["is_observed"]:
         return False
-    fn = _innermost(msg["fn"])
+    fn = innermost(msg["fn"])
     return isinstance(fn, dist.Delta) and msg["value"] is fn.v
 
 
 def carries_density(fn: Any) -> bool:
     """Whether the Delta of a deterministic site has a log density, as those of some reparametrisations have."""
-    fn = _innermost(fn)
+    fn = innermost(fn)
     return isinstance(fn, dist.Delta) and bool((torch.as_tensor(fn.log_density) != 0).any())
 
 
 def is_delta(fn: Any) -> bool:
     """Whether a distribution has all its mass at one value."""
-    return isinstance(_innermost(fn), dist.Delta)
-
-
-def _innermost(fn: Any) -> Any:
-    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
+    return isinstance(innermost(fn), dist.Delta)
 
 
 def scale_and_mask(per_datum: torch.Tensor, scale: Any, mask: Any) -> torch.Tensor:

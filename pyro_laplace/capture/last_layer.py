@@ -19,6 +19,7 @@ from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Run, Watcher
+from pyro_laplace.unwrap import tensors_of
 
 _PRODUCTS = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "einsum",
@@ -129,7 +130,7 @@ class LastLayer(Watcher[GraphMode]):
         """The program has run."""
         operations: set[Operation] = set()
         for site in run.observed.values():
-            operations |= set().union(*(self._mode.operations(param) for param in _parameters(site.fn)))
+            operations |= set().union(*(self._mode.operations(param) for param in tensors_of(site.fn)))
         self.sites = frozenset().union(*(operation.latents for operation in last(operations)))
         self._mode = GraphMode({})
 
@@ -145,10 +146,3 @@ def last_layer(program: Program, data: Data) -> frozenset[str]:
             run = program.run_at(values, chunk)
         found.keep(run, chunk.batch)
     return found.sites
-
-
-def _parameters(fn: Any) -> list[Tensor]:
-    """The tensors that a distribution was made of, wrappers seen through."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return [value for value in vars(fn).values() if isinstance(value, Tensor)]

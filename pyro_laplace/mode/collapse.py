@@ -6,9 +6,7 @@ scale is better still. At a mode, values are about one scale from their location
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from pyro_laplace._typing import Theta
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.run import Site
+from pyro_laplace.unwrap import where_loc_is
 
 _SHRUNK = 1e-2
 """A scale that fell by this factor, or below `_SMALL` of its values, may have collapsed."""
@@ -94,32 +93,13 @@ def _spreads(objective: Objective, theta: Tensor, chunk: Chunk) -> dict[str, _Sp
 
 
 def _spread(site: Site) -> _Spread | None:
-    fn, value = _where_loc_is(site.fn, site.value)
+    fn, value = where_loc_is(site.fn, site.value)
     scale, loc = getattr(fn, "scale", None), getattr(fn, "loc", 0.0)
     if not isinstance(scale, Tensor) or not value.is_floating_point():
         return None
     distance = ((value - loc) / scale).detach()
     size = float(value.detach().abs().max()) if value.numel() else 0.0
     return _Spread(scale.expand(distance.shape), distance, size)
-
-
-def _where_loc_is(fn: Any, value: Tensor) -> tuple[Any, Tensor]:
-    """The distribution that loc and scale belong to, and the value in its space: of a LogNormal, a Normal's log y."""
-    fn = _bare(fn)
-    if isinstance(fn, torch.distributions.TransformedDistribution):
-        base, loc = _bare(fn.base_dist), getattr(fn, "loc", None)
-        if loc is not None and loc is getattr(base, "loc", None):  # a Gumbel's own are in the space of y
-            transforms: Any = reversed(fn.transforms)
-            for transform in transforms:
-                value = transform.inv(value)
-            return base, value
-    return fn, value
-
-
-def _bare(fn: Any) -> Any:
-    while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def _collapsed(now: _Spread, before: _Spread, theta: Theta) -> Tensor:

@@ -23,6 +23,7 @@ from pyro_laplace._compat.pyro import (
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace._typing import Values
 from pyro_laplace.data import Batch
+from pyro_laplace.unwrap import parameter_of
 
 
 @dataclass(frozen=True)
@@ -343,9 +344,5 @@ def _without_enumerated(fn: Any, nesting: int, value: Tensor) -> torch.Size:
 
 def _zeros(fn: Any) -> Tensor:
     """A placeholder of a draw's shape, dtype and device, made without drawing."""
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    params = (vars(base).get(name) for name in base.arg_constraints)  # a property would compute the other form
-    like = next((param for param in params if isinstance(param, Tensor)), torch.zeros(()))
-    return like.new_zeros(()).expand(fn.shape())
+    like = parameter_of(fn)
+    return (torch.zeros(()) if like is None else like.new_zeros(())).expand(fn.shape())

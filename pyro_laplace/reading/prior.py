@@ -19,6 +19,7 @@ from pyro_laplace._typing import Matrix, Scalar, Theta
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.program.program import add_up
 from pyro_laplace.program.run import Site
+from pyro_laplace.unwrap import innermost_unmasked
 
 _CHUNK_ELEMENTS = 2**22
 """Elements of the Hessian's rows that one pass gives."""
@@ -161,7 +162,7 @@ def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
     program, point, theta = run.program, run.point, run.point.theta
     normals, rest = {}, []
     for name, latent in program.latents.items():
-        fn: Any = None if latent.constrained else _innermost(run.run.latents[name])
+        fn: Any = None if latent.constrained else _counted_once(run.run.latents[name])
         if type(fn) in _NORMAL and not (fn.loc.requires_grad or fn.scale.requires_grad):
             normals[name] = fn
         elif not isinstance(fn, dist.ImproperUniform):
@@ -232,11 +233,9 @@ def _of_free(
     return found + float(run.log_prior(True, free & frozenset(rest)).detach())
 
 
-def _innermost(site: Site) -> Any:
+def _counted_once(site: Site) -> Any:
     """The distribution of a site's entries, if the site counts once, without scale and mask; else None."""
-    fn: Any = site.fn
-    while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = innermost_unmasked(site.fn)
     return fn if site.mask is None and isinstance(site.scale, float) and site.scale == 1.0 else None
 
 

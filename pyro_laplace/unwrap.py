@@ -1,0 +1,83 @@
+"""Distributions seen through what is wrapped around them: the one place outside the likelihoods that peels.
+
+`to_event`, `mask` and `expand` are wrappers, which leave the distribution what it is. A transform is more: what lies
+within it is another distribution, in another space.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
+from torch.distributions import Independent, TransformedDistribution
+
+WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
+"""What leaves a distribution what it is."""
+
+
+def peel(fn: Any, wrappers: tuple[type, ...] = WRAPPERS) -> Iterator[Any]:
+    """A distribution, and what it wraps.
+
+    Args:
+        fn: the distribution.
+        wrappers: the types that are seen through.
+
+    Yields:
+        the distributions, outermost first; the last one wraps nothing.
+    """
+    yield fn
+    while isinstance(fn, wrappers):
+        fn = fn.base_dist
+        yield fn
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution within all wrappers."""
+    *_, base = peel(fn)
+    return base
+
+
+def innermost_unmasked(fn: Any) -> Any:
+    """The distribution within `to_event` and `expand`: a mask, which takes entries out of the density, stays."""
+    *_, base = peel(fn, (Independent, ExpandedDistribution))
+    return base
+
+
+def core(fn: Any) -> Any:
+    """The distribution that wraps no other, transforms and whatever else holds one seen through."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def tensors_of(fn: Any) -> list[Tensor]:
+    """The tensors that the core of a distribution is made of."""
+    return [value for value in vars(core(fn)).values() if isinstance(value, Tensor)]
+
+
+def parameter_of(fn: Any) -> Tensor | None:
+    """One of the parameters that the core of a distribution was given, for its dtype and device."""
+    base = core(fn)
+    given = (vars(base).get(name) for name in base.arg_constraints)  # a property would compute the other form
+    return next((value for value in given if isinstance(value, Tensor)), None)
+
+
+def where_loc_is(fn: Any, value: Tensor) -> tuple[Any, Tensor]:
+    """The distribution that loc and scale belong to, and a value in its space: of a LogNormal, a Normal's log y.
+
+    Args:
+        fn: the distribution.
+        value: of it.
+
+    Returns:
+        the distribution within wrappers, and within transforms whose loc is its own, and the value there.
+    """
+    fn = innermost(fn)
+    if isinstance(fn, TransformedDistribution):
+        base, loc = innermost(fn.base_dist), getattr(fn, "loc", None)
+        if loc is not None and loc is getattr(base, "loc", None):  # a Gumbel's own are in the space of y
+            transforms: Any = reversed(fn.transforms)
+            for transform in transforms:
+                value = transform.inv(value)
+            return base, value
+    return fn, value
