@@ -234,7 +234,7 @@ class Settings:
         object.__setattr__(self, name, value)
 
     @contextmanager
-    def using(self, **values: float) -> Iterator["Settings"]:
+    def using(self, **values: int | float) -> Iterator["Settings"]:
         """Set some of them for a while.
 
         Args:

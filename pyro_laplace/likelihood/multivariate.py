@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._memory import refuse_too_large
+from pyro_laplace.likelihood.gaussian import GaussianEta
 from pyro_laplace.likelihood.registry import Family, register, requires_grad
 
 
@@ -32,6 +33,16 @@ class MultivariateNormalFamily(Family):
         """MultivariateNormal(loc, scale_tril=L)."""
         size = fn.event_shape[0]
         return dist.MultivariateNormal(eta[..., :size], scale_tril=_scale_tril(eta, size))
+
+    def predictive(self, eta: GaussianEta, fn: Any, link: str) -> Any | None:
+        """Of a known covariance, exactly: that of loc is added to it. None where the covariance is uncertain."""
+        size = fn.event_shape[0]
+        if int(eta.kept.max()) >= size:
+            return None
+        whole = fn.covariance_matrix.expand(*eta.mean.shape[:-1], -1, -1).clone()
+        whole[..., eta.kept[:, None], eta.kept] += eta.covariance()
+        moved = dist.MultivariateNormal(eta.mean[..., :size], whole)
+        return self.distribution(self.link(moved), fn)
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """L'^-1 for the loc beside d W / d eta for the covariance `[*batch, outputs, outputs]`."""

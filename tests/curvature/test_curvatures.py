@@ -11,7 +11,7 @@ from pyro import poutine
 import pyro_laplace as pl
 from pyro_laplace.capture.anchor import Point
 from pyro_laplace.data import as_data
-from pyro_laplace.linearized.nonlinearity import nonlinearity
+from pyro_laplace.linearized.choose import nonlinearity
 from pyro_laplace.program.program import Program
 from pyro_laplace.structure.accumulate import CURVATURES
 
