@@ -15,18 +15,18 @@ WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 """What leaves a distribution what it is."""
 
 
-def peel(fn: Any, wrappers: tuple[type, ...] = WRAPPERS) -> Iterator[Any]:
+def peel(fn: Any, masks: bool = True) -> Iterator[Any]:
     """A distribution, and what it wraps.
 
     Args:
         fn: the distribution.
-        wrappers: the types that are seen through.
+        masks: whether masks are seen through too.
 
     Yields:
         the distributions, outermost first; the last one wraps nothing.
     """
     yield fn
-    while isinstance(fn, wrappers):
+    while isinstance(fn, WRAPPERS) and (masks or not isinstance(fn, MaskedDistribution)):
         fn = fn.base_dist
         yield fn
 
@@ -39,7 +39,7 @@ def innermost(fn: Any) -> Any:
 
 def innermost_unmasked(fn: Any) -> Any:
     """The distribution within `to_event` and `expand`: a mask, which takes entries out of the density, stays."""
-    *_, base = peel(fn, (Independent, ExpandedDistribution))
+    *_, base = peel(fn, masks=False)
     return base
 
 
