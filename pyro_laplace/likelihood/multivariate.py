@@ -24,7 +24,7 @@ class MultivariateNormalFamily(Family):
 
     def link(self, fn: Any) -> Tensor:
         """(loc, log diagonal of L, L below it) `[*batch, D + D (D + 1) / 2]`."""
-        rows, columns, _ = _layout(fn.event_shape[0])
+        rows, columns, _ = _tril_places(fn.event_shape[0])
         scale_tril = fn.scale_tril
         loc = fn.loc.expand(scale_tril.shape[:-1])
         return torch.cat([loc, scale_tril.diagonal(dim1=-2, dim2=-1).log(), scale_tril[..., rows, columns]], -1)
@@ -55,7 +55,7 @@ class MultivariateNormalFamily(Family):
         )
         scale_tril = _scale_tril(eta, size)
         inverse = torch.linalg.solve_triangular(scale_tril, torch.eye(size).to(eta), upper=False)
-        below, left, _ = _layout(size)
+        below, left, _ = _tril_places(size)
         diagonal = torch.arange(size)
         row, column = torch.cat([diagonal, below]), torch.cat([diagonal, left])
         # moving L_kl moves W_il by (L^-1)_ik, a log diagonal entry by L_kk times that
@@ -75,7 +75,7 @@ class MultivariateNormalFamily(Family):
 
 
 @cache
-def _layout(size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tril_places(size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and columns of the entries below the diagonal, and where each entry of L is among (0, diagonal, below)."""
     rows, columns = torch.tril_indices(size, size, -1)
     place = torch.zeros(size, size, dtype=torch.long)
@@ -86,4 +86,4 @@ def _layout(size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _scale_tril(eta: Tensor, size: int) -> Tensor:
     diagonal, below = eta[..., size : 2 * size].exp(), eta[..., 2 * size :]
-    return torch.cat([torch.zeros_like(diagonal[..., :1]), diagonal, below], -1)[..., _layout(size)[2]]
+    return torch.cat([torch.zeros_like(diagonal[..., :1]), diagonal, below], -1)[..., _tril_places(size)[2]]

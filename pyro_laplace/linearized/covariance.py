@@ -21,7 +21,7 @@ from pyro_laplace.structure.precision import Precision
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Overlap:
     """The part of a product that lies in a block.
 
     Attributes:
@@ -61,7 +61,7 @@ class Share(ABC):
 class RotatedShare(Share):
     """One part, and the basis in which Sigma is diagonal: where rows are ``g (x) a``, none is made."""
 
-    part: Part
+    part: Overlap
     basis: Basis
 
     def covariance(self, products: list[Product]) -> Tensor:
@@ -116,7 +116,7 @@ class PushedShare(Share):
     """Any parts: rows are pushed through the root of the precision, some data after the other."""
 
     block: Block
-    parts: tuple[Part, ...]
+    parts: tuple[Overlap, ...]
 
     def covariance(self, products: list[Product]) -> Tensor:
         """Of the rows."""
@@ -286,12 +286,12 @@ def _shares(precision: Precision, indices: Sequence[Tensor], dtype: torch.dtype)
             columns = (index >= 0).any(0)
             if bool(columns.any()):
                 every = bool(columns.all())
-                parts.append(Part(number, index if every else index[:, columns], None if every else columns))
+                parts.append(Overlap(number, index if every else index[:, columns], None if every else columns))
         if parts:
             yield from _shares_of(block, tuple(parts), dtype)
 
 
-def _shares_of(block: Block, parts: tuple[Part, ...], dtype: torch.dtype) -> Iterator[Share]:
+def _shares_of(block: Block, parts: tuple[Overlap, ...], dtype: torch.dtype) -> Iterator[Share]:
     """One share, or one for each part where these are independent."""
     bases = [block.diagonal_basis(part.index, dtype) for part in parts]
     taken = torch.cat([part.index.reshape(-1) for part in parts])

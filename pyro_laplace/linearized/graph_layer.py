@@ -50,7 +50,7 @@ def graph_layer(logits: Tensor, leaves: Mapping[str, Tensor]) -> GraphLayer | No
     Returns:
         the layer; None if the logits are anything else, or what it multiplies depends on one of the leaves.
     """
-    found = _matmul(logits.grad_fn) if logits.dim() == 2 and logits.grad_fn is not None else None
+    found = _as_matmul(logits.grad_fn) if logits.dim() == 2 and logits.grad_fn is not None else None
     if found is None:
         return None
     names = {id(leaf): name for name, leaf in leaves.items()}
@@ -76,7 +76,7 @@ class _Matmul:
     shape: tuple[int, ...]
 
 
-def _matmul(node: Any) -> _Matmul | None:
+def _as_matmul(node: Any) -> _Matmul | None:
     """What ``a @ w + b``, ``a @ w`` and `addmm` have left in the graph; None of any other operation."""
     before = [each for each, _ in node.next_functions]
     if node.name() == "AddmmBackward0":

@@ -125,9 +125,9 @@ class Counts:
             if value is not None and value.shape not in (log_rate.shape, log_rate.shape[:1]):
                 raise InvalidData(f"Counts: {name} has shape {list(value.shape)}, and the rates {list(log_rate.shape)}")
         if offset is not None:
-            log_rate = log_rate + _along_data(offset, log_rate)
+            log_rate = log_rate + _with_axes_of(offset, log_rate)
         rate = log_rate.exp()
-        return dist.Poisson(rate if exposure is None else rate * _along_data(exposure, rate))
+        return dist.Poisson(rate if exposure is None else rate * _with_axes_of(exposure, rate))
 
 
 def observation(fn: Any, y: Tensor) -> Tensor | None:
@@ -154,7 +154,7 @@ def _per_datum(output: Tensor) -> Tensor:
     return output.squeeze(-1) if output.dim() == 2 else output
 
 
-def _along_data(per_datum: Tensor, like: Tensor) -> Tensor:
+def _with_axes_of(per_datum: Tensor, like: Tensor) -> Tensor:
     """A tensor [n] with axes of size 1 for those of `like` that follow."""
     return per_datum.reshape(*per_datum.shape, *(1,) * (like.dim() - per_datum.dim())).to(
         torch.promote_types(per_datum.dtype, like.dtype)

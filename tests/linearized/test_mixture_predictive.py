@@ -80,7 +80,9 @@ def test_an_ensemble_in_predictive():
 # --- predictives ----------------------------------------------------------------------------------
 
 
-def linear_predictive(*seeds: int) -> tuple[pl.LaplaceMixture, pl.LinearizedPredictive, torch.Tensor, MixtureSameFamily]:
+def linear_predictive(
+    *seeds: int,
+) -> tuple[pl.LaplaceMixture, pl.LinearizedPredictive, torch.Tensor, MixtureSameFamily]:
     """The predictive of a mixture of linear regressions, inputs, and what it must be."""
     mixture = fit_linear(*seeds)
     x, _ = linear_data(num_obs=6, seed=9)
