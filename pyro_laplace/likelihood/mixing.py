@@ -27,10 +27,10 @@ def mix(weights: Tensor, components: Sequence[Any]) -> Any:
     family = family_of(type(first))
     if family is None or any(type(component) is not type(first) for component in components):
         return DistributionMixture(weights, components)
-    if family.log_classes(family.link(first)) is None:
+    if not family.classes:
         return DistributionMixture(weights, components)
     mean = family.average(torch.stack([family.link(component) for component in components]), weights)
-    return family.distribution(mean, first)
+    return DistributionMixture(weights, components) if mean is None else family.distribution(mean, first)
 
 
 def divergence(weights: Tensor, predictives: Sequence[Any]) -> Tensor:

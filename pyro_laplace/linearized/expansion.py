@@ -110,6 +110,11 @@ class Expansion:
                 )
 
     @cached_property
+    def random_places(self) -> Tensor:
+        """The place of each coordinate of `whole` among the random ones; -1 for one that is not, and at the end."""
+        return torch.nn.functional.pad(self.point.positions()[self.whole.index], (0, 1), value=-1)
+
+    @cached_property
     def row_spread(self) -> Spread:
         """The covariance of rows over all random coordinates."""
         index = torch.arange(len(self.point.index), device=self.point.theta.device)

@@ -246,7 +246,7 @@ def _of_pairs(
         return None
     with torch.enable_grad():
         outputs = eta[..., kept].reshape(len(eta), -1) if len(kept) < eta.shape[-1] else eta.flatten(1)
-    products = list(_products(factored, site.name, eta, outputs, _random_places(expansion)))
+    products = list(_products(factored, site.name, eta, outputs, expansion.random_places))
     if before is None:
         known[structure] = before = CapturedColumns(kept, _spread_of(expansion, products))
     spread = before.spread if before.spread.fits(products) else _spread_of(expansion, products)
@@ -256,11 +256,6 @@ def _of_pairs(
 def _spread_of(expansion: Expansion, products: list[Product]) -> Spread:
     dtype = products[0].inputs.dtype if products else expansion.point.theta.dtype
     return Spread.of(expansion.precision, [product.index for product in products], dtype)
-
-
-def _random_places(expansion: Expansion) -> Tensor:
-    """The place of each coordinate of `whole` among the random ones; -1 for one that is not, and at the end."""
-    return torch.nn.functional.pad(expansion.point.positions()[expansion.whole.index], (0, 1), value=-1)
 
 
 def _operations(tensor: Tensor) -> tuple[Any, ...]:
