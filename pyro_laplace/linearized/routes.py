@@ -31,7 +31,7 @@ from pyro_laplace.settings import settings
 type LayerKey = tuple[str, tuple[str, str | None, bool, int], int, torch.dtype]
 """A site, the layout of the layer that gives its logits, their number and dtype."""
 
-type Structure = tuple[str, int, tuple[Any, ...]]
+type CaptureKey = tuple[str, int, tuple[Any, ...]]
 """A site, its number of outputs, and the operations that they come from."""
 
 
@@ -75,7 +75,7 @@ class Known:
     """
 
     layers: Mapping[LayerKey, LayerColumns] = field(default_factory=dict)
-    captured: Mapping[Structure, CapturedColumns] = field(default_factory=dict)
+    captured: Mapping[CaptureKey, CapturedColumns] = field(default_factory=dict)
 
 
 class Route(ABC):
@@ -227,7 +227,7 @@ def _of_layer(site: Site, likelihood: Likelihood, eta: Tensor, layer: GraphLayer
 
 
 def _of_pairs(
-    expansion: Expansion, run: CapturedRun, site: Site, known: dict[Structure, CapturedColumns]
+    expansion: Expansion, run: CapturedRun, site: Site, known: dict[CaptureKey, CapturedColumns]
 ) -> Linearized | None:
     """A site by the pairs of a run, noted among what is known; None where the program has no such structure."""
     with torch.enable_grad():
