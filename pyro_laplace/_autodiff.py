@@ -1,66 +1,38 @@
 """Dense Jacobians and Hessians of functions of theta, by `torch.func`, in chunks of bounded memory."""
 
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.backends import mkldnn
 
+from pyro_laplace._compat.torch import load_forward_mode, plain_recurrence
 from pyro_laplace._typing import Matrix, Rows, Theta
-
-CHUNK_ELEMENTS = 2**24
-"""Elements that one vectorised pass may produce."""
+from pyro_laplace.settings import settings
 
 
 def _chunks(size: int, per_item: int) -> Iterator[tuple[int, int]]:
-    step = max(1, min(size, CHUNK_ELEMENTS // max(per_item, 1)))
+    step = max(1, min(size, settings.pass_elements // max(per_item, 1)))
     for start in range(0, size, step):
         yield start, min(start + step, size)
 
 
-def _basis(start: int, stop: int, size: int, like: Tensor) -> Tensor:
+def unit_rows(start: int, stop: int, size: int, like: Tensor) -> Tensor:
+    """Rows ``start`` to ``stop`` of an identity of some size, `[stop - start, size]`, in the dtype of `like`."""
     basis = torch.zeros(stop - start, size, dtype=like.dtype, device=like.device)
     basis[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
     return basis
 
 
-@cache
-def _load_forward_mode() -> None:
-    """Torch's first forward-mode pass of a process scripts its decompositions, and warns of its own deprecated call."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.jit")
-        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
-
-
-@contextmanager
-def _plain_recurrence() -> Iterator[None]:
-    """Compute a float32 LSTM on the CPU by the kernel that `torch.func` can differentiate.
-
-    mkldnn's, which torch prefers, has no forward mode, and under `torch.no_grad` no reverse mode by `torch.func`.
-    Convolutions go without mkldnn as well, up to 1.8 times slower.
-    """
-    enabled = mkldnn.enabled
-    try:
-        mkldnn.enabled = False  # `mkldnn.flags` would set precisions too
-        yield
-    finally:
-        mkldnn.enabled = enabled
-
-
 def jvp(fn: Callable[[Tensor], Any], theta: Theta, tangent: Theta) -> tuple[Any, Any]:
     """fn(theta) and J v by forward-mode AD; fn may return any tree of tensors."""
-    _load_forward_mode()
+    load_forward_mode()
     try:
         return torch.func.jvp(fn, (theta,), (tangent,))[:2]
     except NotImplementedError as error:  # an LSTM's; anything else is fn's own, or has no forward formula at all
         if "mkldnn_rnn" not in str(error):
             raise
-    with _plain_recurrence():
+    with plain_recurrence():
         return torch.func.jvp(fn, (theta,), (tangent,))[:2]
 
 
@@ -70,7 +42,7 @@ def puller(fn: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Callable
     Returns:
         fn(at), and a function of a cotangent u, of the shape of fn(at), that returns J'u, of the shape of `at`.
     """
-    with _plain_recurrence():
+    with plain_recurrence():
         value, pull = torch.func.vjp(fn, at)[:2]
     return value, lambda u: pull(u)[0]
 
@@ -123,10 +95,10 @@ def column_blocks(fn: Callable[[Tensor], Tensor], theta: Theta) -> Iterator[tupl
     """
     value, push = pusher(fn, theta)
     for start, stop in _chunks(theta.numel(), 8 * max(value.numel(), theta.numel())):
-        yield slice(start, stop), torch.func.vmap(push)(_basis(start, stop, theta.numel(), theta))
+        yield slice(start, stop), torch.func.vmap(push)(unit_rows(start, stop, theta.numel(), theta))
 
 
-def _each(pull: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+def _pull_rows(pull: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """`pull` of each row, at once where its operations can be vectorised."""
     try:
         return torch.func.vmap(pull)(rows)
@@ -139,7 +111,7 @@ def jacobian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Rows:
     rows, params = fn(theta).numel(), theta.numel()
     if rows < params:
         value, pull = puller(fn, theta)
-        blocks = [_each(pull, _basis(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)]
+        blocks = [_pull_rows(pull, unit_rows(start, stop, rows, value)) for start, stop in _chunks(rows, 8 * params)]
         return torch.cat(blocks) if blocks else theta.new_zeros(0, params)
     return torch.cat([block for _, block in column_blocks(fn, theta)]).T
 
@@ -161,7 +133,7 @@ def hessian(fn: Callable[[Tensor], Tensor], theta: Theta) -> Matrix:
     """The Hessian [params, params] of a scalar fn at theta, reverse over reverse."""
     gradient, pull = _hessian_product(fn, theta)
     blocks = [
-        _each(pull, _basis(start, stop, theta.numel(), gradient))
+        _pull_rows(pull, unit_rows(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     dense = torch.cat(blocks)
@@ -185,7 +157,7 @@ def hessian_diagonal(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Thet
     if torch.allclose(first, second, rtol=close, atol=close * float(first.abs().max().nan_to_num())):
         return first, True
     diagonal = [
-        _each(lambda v: (pull(v) * v).sum(), _basis(start, stop, theta.numel(), gradient))
+        _pull_rows(lambda v: (pull(v) * v).sum(), unit_rows(start, stop, theta.numel(), gradient))
         for start, stop in _chunks(theta.numel(), 32 * theta.numel())
     ]
     return torch.cat(diagonal), False

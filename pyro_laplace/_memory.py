@@ -1,13 +1,11 @@
 """An allocation that cannot succeed is refused before it is tried."""
 
 from pyro_laplace._errors import TooLarge
-
-LIMIT = 8 * 2**30
-"""Bytes that one block of memory may take."""
+from pyro_laplace.settings import settings
 
 
 def refuse_too_large(numel: int, itemsize: int, what: str, remedy: str) -> None:
-    """Refuse to allocate more than `LIMIT` bytes.
+    """Refuse to allocate more than `settings.block_bytes`.
 
     Args:
         numel: number of elements.
@@ -18,6 +16,6 @@ def refuse_too_large(numel: int, itemsize: int, what: str, remedy: str) -> None:
     Raises:
         TooLarge: with the size and the remedy.
     """
-    size = numel * itemsize
-    if size > LIMIT:
-        raise TooLarge(f"{what} would take {size / 2**30:.1f} GiB (limit {LIMIT / 2**30:.0f} GiB): {remedy}")
+    size, limit = numel * itemsize, settings.block_bytes
+    if size > limit:
+        raise TooLarge(f"{what} would take {size / 2**30:.1f} GiB (limit {limit / 2**30:.3g} GiB): {remedy}")

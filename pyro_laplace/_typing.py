@@ -1,6 +1,7 @@
 """Array types, named by what their axes mean. `beartype` checks them in the test run only."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,3 +22,9 @@ Draws = Float[Tensor, "draws params"]
 
 Values = Mapping[str, Tensor]
 """Site name to value, in the site's own (constrained) space."""
+
+type State = Mapping[str, Any]
+"""Tensors, numbers and strings by name, in lists and mappings of these: what can be saved without running anything."""
+
+type Terms = tuple[str, ...]
+"""Names of the likelihood terms that are summed together: one that has a root, or all that have none."""

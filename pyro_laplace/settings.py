@@ -7,6 +7,7 @@ They are read when they are used, so that one that is set holds from then on::
         guide = pl.fit_laplace(model, data)
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -23,6 +24,12 @@ class Settings:
 
     chunk_bytes: int = 2**28
     """Bytes that what one chunk of the data makes may take: a batch is split, and small batches are joined, to it."""
+
+    cut_bytes: int = 2**16
+    """Bytes of a single batch's tensors below which it is not worth finding out whether it can be cut."""
+
+    cut_rows: int = 32
+    """Rows on which a program is run, twice as many and these, to find out whether its batches can be cut."""
 
     block_bytes: int = 2**33
     """Bytes that one block of memory may take; a larger one is refused before it is tried."""
@@ -122,7 +129,7 @@ class Settings:
     # --- the mode -----------------------------------------------------------------------------
 
     mode_decrement: float = 0.1
-    """Newton decrement per sqrt(coordinate) up to which a point is a mode: a tenth of a posterior standard deviation."""
+    """Newton decrement per sqrt(coordinate) up to which a point is a mode: a tenth of a posterior std."""
 
     fine_decrement: float = 0.01
     """The same where a search stops: well within what counts as a mode."""
@@ -135,6 +142,9 @@ class Settings:
 
     newton_damping: float = 1e40
     """Largest damping: a search that ran far out along a bounded site needs much of it to come back."""
+
+    descent_steps: int = 1_000
+    """Most iterations of a search by L-BFGS, which larger programs have in its place."""
 
     glance_steps: int = 20
     """Steps between looks at whether a scale collapses: the density grows for ever, and ever more slowly."""
@@ -160,6 +170,9 @@ class Settings:
     start_far: float = 20.0
     """Unconstrained coordinates beyond which a bounded or positive site does not start: exp(20) is 5e8."""
 
+    small_training_steps: int = 300
+    """Most training steps of a small program: they lead to where Newton's method begins, which does the rest."""
+
     window_steps: int = 100
     """Training steps (at least one pass) over which the loss is averaged before it is judged."""
 
@@ -173,7 +186,7 @@ class Settings:
     """A scale that fell by this factor, or below `collapse_small` of its values, may have collapsed."""
 
     collapse_small: float = 1e-6
-    """See `collapse_shrunk`."""
+    """Share of its values below which a scale may have collapsed, however little it fell."""
 
     collapse_lost: float = 1e-8
     """A scale below this share of its values, which still falls, has collapsed wherever these values are."""
@@ -211,7 +224,7 @@ class Settings:
     """Draws below which there is no tail to fit a Pareto distribution to."""
 
     plot_classes: int = 20
-    """Integer labels up to which a calibration figure takes them for classes."""
+    """Integer labels up to which a calibration figure takes 0, 1, ... for classes."""
 
     plot_grid: int = 60
     """Points along each side of a predictive surface."""
@@ -229,12 +242,13 @@ class Settings:
         if name not in kinds:
             raise InvalidOption(f"settings has no {name!r}: it has {', '.join(sorted(kinds))}")
         allowed = int if kinds[name] is int else int | float
-        if isinstance(value, bool) or not isinstance(value, allowed) or not value > 0:
-            raise InvalidOption(f"settings.{name}={value!r}: give a positive {kinds[name].__name__}")
+        if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < math.inf:
+            what = "whole number" if kinds[name] is int else "number"
+            raise InvalidOption(f"settings.{name}={value!r}: give a positive {what}")
         object.__setattr__(self, name, value)
 
     @contextmanager
-    def using(self, **values: int | float) -> Iterator["Settings"]:
+    def using(self, **values: Any) -> Iterator["Settings"]:
         """Set some of them for a while.
 
         Args:

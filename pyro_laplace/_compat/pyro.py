@@ -1,4 +1,4 @@
-"""The one file that touches private names of Pyro's."""
+"""The one file that touches what is private to Pyro."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,13 +14,11 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
-from torch.backends import cuda as attention
 
+from pyro_laplace._compat.torch import plain_attention
 from pyro_laplace.unwrap import innermost
 
 __all__ = ["mask_of", "name_apart", "site_is_deterministic", "site_is_factor", "site_is_subsample", "undisturbed"]
-
-LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage] (documented as public)
 
 
 def site_is_deterministic(msg: Any) -> bool:
@@ -111,31 +109,18 @@ class RandomState:
         return same_numpy and self._state["random"] == now._state["random"]
 
 
-_KERNELS = (
-    (attention.flash_sdp_enabled, attention.enable_flash_sdp),
-    (attention.mem_efficient_sdp_enabled, attention.enable_mem_efficient_sdp),
-    (attention.cudnn_sdp_enabled, attention.enable_cudnn_sdp),
-)
-"""Attention by fused kernels, on any device: whether it is enabled, and what enables it."""
+class _Blocks:
+    """The blocks of `undisturbed` that the program is inside of.
+
+    Attributes:
+        open: their number.
+    """
+
+    def __init__(self) -> None:
+        self.open = 0
 
 
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Compute attention by the one kernel that can be differentiated forwards and twice (as `sdpa_kernel` does)."""
-    enabled = [is_enabled() for is_enabled, _ in _KERNELS]
-    math = attention.math_sdp_enabled()
-    try:
-        attention.enable_math_sdp(True)
-        for _, enable in _KERNELS:
-            enable(False)
-        yield
-    finally:
-        attention.enable_math_sdp(math)
-        for (_, enable), before in zip(_KERNELS, enabled, strict=True):
-            enable(before)
-
-
-_depth = 0
+_BLOCKS = _Blocks()
 
 
 @contextmanager
@@ -150,23 +135,29 @@ def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
     Yields:
         the random state on entering, if `rng`.
     """
-    global _depth
-    if _depth and not rng:  # the outer one sees to everything
+    if _BLOCKS.open and not rng:  # the outer one sees to everything
         yield None
         return
     store = pyro.get_param_store()
     known = set(store.keys())
     state = RandomState() if rng else None
-    _depth += 1
+    _BLOCKS.open += 1
     try:
         with pyro.validation_enabled(False), plain_attention():
             yield state
     finally:
-        _depth -= 1
-        for name in set(store.keys()) - known if _depth == 0 else ():
+        _BLOCKS.open -= 1
+        for name in set(store.keys()) - known if _BLOCKS.open == 0 else ():
             del store[name]
         if state is not None:
             state.restore()
+
+
+def as_start(value: torch.Tensor) -> torch.Tensor:
+    """A copy of a value that Pyro's `InitMessenger` takes for a start, and not for a value that the user fixed."""
+    start = value.detach().clone()
+    setattr(start, "_pyro_custom_init", False)  # noqa: B010 (no attribute of Tensor)
+    return start
 
 
 def name_apart(guide: PyroModule) -> None:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-_MOST_GROUPS = 16
-"""Groups up to which each is a product of its own."""
+from pyro_laplace.settings import settings
 
 
 class Output:
@@ -156,7 +155,7 @@ class Contraction:
 
         index = self.index.permute([w.index(letter) for letter in groups + outputs + inputs]).reshape(c, o, i)
         summed = _arranged(self.inputs, a, data + positions + groups + inputs).reshape(count, t, c, i)
-        if c > _MOST_GROUPS:
+        if c > settings.most_groups:
             rows = partial(_rows_of_groups, arrange, summed)
             return [Scale(index.reshape(-1), summed, output, rows)]
         return [

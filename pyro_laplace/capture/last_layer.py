@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace.data import Batch, Data
+from pyro_laplace._compat.torch import leaves_of
+from pyro_laplace.data import Data
+from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
-from pyro_laplace.program.run import Run, Watcher
 from pyro_laplace.unwrap import tensors_of
 
 _PRODUCTS = {
@@ -64,12 +64,8 @@ class GraphMode(TorchFunctionMode):
         self._nodes: dict[int, _Node] = {}
         self._alive: list[Any] = []  # so that no id is given out twice
         for name, value in values.items():
-            self.follow(name, value)
-
-    def follow(self, name: str, value: Tensor) -> None:
-        """Follow a latent value from here on."""
-        self._nodes[id(value)] = _Node({name}, set())
-        self._alive.append(value)
+            self._nodes[id(value)] = _Node({name}, set())
+            self._alive.append(value)
 
     def operations(self, tensor: Tensor) -> set[Operation]:
         """The operations that a tensor went through."""
@@ -79,12 +75,12 @@ class GraphMode(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function and note what it made of what."""
         result = func(*args, **(kwargs or {}))
-        inputs = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+        inputs = [leaf for leaf in leaves_of((args, kwargs or {})) if isinstance(leaf, Tensor)]
         nodes = [self._nodes[id(leaf)] for leaf in inputs if id(leaf) in self._nodes]
         if nodes:
             plain = [leaf for leaf in inputs if id(leaf) not in self._nodes]
             node = self._combine(getattr(func, "__name__", ""), nodes, bool(plain))
-            for leaf in tree_leaves(result):
+            for leaf in leaves_of(result):
                 if isinstance(leaf, Tensor):
                     self._nodes[id(leaf)] = node
                     self._alive.append(leaf)
@@ -110,39 +106,21 @@ def last(operations: set[Operation]) -> set[Operation]:
     return operations - passed
 
 
-class LastLayer(Watcher[GraphMode]):
-    """Looks on while a program is traced, and finds the sites of its last layer.
-
-    Attributes:
-        sites: the latent sites of the last operations with parameters before the observed sites; none where no
-            parameter meets an activation in a product.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(GraphMode({}))
-        self.sites: frozenset[str] = frozenset()
-
-    def latent(self, name: str, leaf: Tensor, value: Tensor) -> None:
-        """A latent site has its value."""
-        self._mode.follow(name, value)
-
-    def keep(self, run: Run, batch: Batch) -> None:
-        """The program has run."""
-        operations: set[Operation] = set()
-        for site in run.observed.values():
-            operations |= set().union(*(self._mode.operations(param) for param in tensors_of(site.fn)))
-        self.sites = frozenset().union(*(operation.latents for operation in last(operations)))
-        self._mode = GraphMode({})
-
-
 def last_layer(program: Program, data: Data) -> frozenset[str]:
-    """The sites of a traced program's last layer, by another run: what is enumerated is summed out in it."""
-    found, chunk = LastLayer(), next(program.chunks(data))
+    """The sites of a traced program's last layer, by a run on its first batch; what is enumerated is summed out in it.
+
+    Args:
+        program: the traced program.
+        data: the data.
+
+    Returns:
+        the latent sites of the last operations with parameters before the observed sites; none where no parameter meets
+        an activation in a product.
+    """
     values = {name: value.clone() for name, value in program.unpack(program.start).items()}
-    with undisturbed(), torch.no_grad():
-        for name, value in values.items():
-            found.latent(name, value, value)
-        with found:
-            run = program.run_at(values, chunk)
-        found.keep(run, chunk.batch)
-    return found.sites
+    with undisturbed(), torch.no_grad(), GraphMode(values) as graph:
+        run = program.run_at(values, Chunk(data.first()))
+    operations: set[Operation] = set()
+    for site in run.observed.values():
+        operations |= set().union(*(graph.operations(param) for param in tensors_of(site.fn)))
+    return frozenset().union(*(operation.latents for operation in last(operations)))

@@ -14,14 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_laplace.capture.contraction import Contraction, contraction
+from pyro_laplace.settings import settings
 
-ONE_HOT_ELEMENTS = 2**24
-"""Elements up to which the words of an embedding are written as one-hot rows."""
-
-Find = Callable[[Any], Tensor | None]
+type Find = Callable[[Any], Tensor | None]
 """From an argument to the coordinates in theta of its entries, or None if it is not a latent's."""
 
-Handler = Callable[[Find, Mapping[str, Any], Tensor], list[Contraction] | None]
+type Handler = Callable[[Find, Mapping[str, Any], Tensor], list[Contraction] | None]
 """From the call's arguments by name and its result to its contractions; None if it is not of the known form."""
 
 
@@ -275,10 +273,10 @@ def rows_of_table(index: Tensor, chosen: Tensor, output: Tensor) -> Contraction 
     if not 0 < chosen.dim() < 20:
         return None
     chosen = chosen % len(index)
-    if chosen.numel() * len(index) > ONE_HOT_ELEMENTS:
+    if chosen.numel() * len(index) > settings.one_hot_elements:
         present, chosen = chosen.unique(return_inverse=True)
         index = index[present]
-    if chosen.numel() * len(index) > ONE_HOT_ELEMENTS:
+    if chosen.numel() * len(index) > settings.one_hot_elements:
         return None
     one_hot = functional.one_hot(chosen, len(index)).to(output.dtype)
     axes, rest = ascii_lowercase[: chosen.dim()], ascii_uppercase[: index.dim() - 1]

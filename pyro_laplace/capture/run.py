@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Scalar, Theta
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.watch import Capture
 from pyro_laplace.program.chunks import Chunk
-from pyro_laplace.program.program import Program, sum_log_lik
+from pyro_laplace.program.program import Program, add_up, log_lik_of
 from pyro_laplace.program.run import Run
 
 
@@ -22,11 +22,13 @@ class Score:
 
     Attributes:
         log_lik: its value.
+        by_term: that of each of its terms, summed over the chunk.
         leaves: by free site, in its coordinates.
         outputs: by id, in the output of every captured operation.
     """
 
     log_lik: Scalar
+    by_term: Mapping[str, Scalar]
     leaves: Mapping[str, Tensor]
     outputs: Mapping[int, Tensor]
 
@@ -37,7 +39,7 @@ class CapturedRun:
 
     Attributes:
         program: the traced program.
-        point: theta and its free coordinates.
+        anchor: theta and its free coordinates.
         chunk: the data.
         run: the sites.
         leaves: free site to its coordinates in theta, flat; the leaves of the graph. A site of which a part is free is
@@ -48,7 +50,7 @@ class CapturedRun:
     """
 
     program: Program
-    point: Point
+    anchor: Anchor
     chunk: Chunk
     run: Run = field(default_factory=Run)
     leaves: Mapping[str, Tensor] = field(default_factory=dict)
@@ -56,25 +58,25 @@ class CapturedRun:
     verdicts: dict[tuple[str, frozenset[str]], bool] = field(default_factory=dict)
 
     @staticmethod
-    def make(program: Program, point: Point, chunk: Chunk, captured: bool = True) -> "CapturedRun":
+    def make(program: Program, anchor: Anchor, chunk: Chunk, captured: bool = True) -> "CapturedRun":
         """Run the program on a chunk."""
-        free = point.touched(program)
-        leaves = {name: point.theta[program.layout[name]].clone().requires_grad_() for name in free}
+        free, theta = anchor.touched, anchor.theta
+        leaves = {name: theta[program.layout[name]].clone().requires_grad_() for name in free}
         with torch.enable_grad():
             values = {
-                name: latent.constrain(leaves[name] if name in leaves else point.theta[latent.slice])
+                name: latent.constrain(leaves[name] if name in leaves else theta[latent.slice])
                 for name, latent in program.latents.items()
             }
             if not captured:
-                return CapturedRun(program, point, chunk, program.run_at(values, chunk), leaves)
+                return CapturedRun(program, anchor, chunk, program.run_at(values, chunk), leaves)
             index = {
-                name: _coordinates(program.latents[name].slice, point).reshape(program.latents[name].shape)
+                name: _coordinates(program.latents[name].slice, anchor).reshape(program.latents[name].shape)
                 for name in free
                 if not program.latents[name].constrained
             }
             with Capture({name: values[name] for name in index}, index) as capture:
                 run = program.run_at(values, chunk)
-        return CapturedRun(program, point, chunk, run, leaves, capture)
+        return CapturedRun(program, anchor, chunk, run, leaves, capture)
 
     def release(self) -> None:
         """Let go of the graph, which whoever iterates over runs would otherwise hold beside the next one."""
@@ -84,7 +86,7 @@ class CapturedRun:
     @property
     def theta(self) -> Theta:
         """All of theta, the free sites' coordinates as leaves of the graph."""
-        parts = [self.leaves.get(name, self.point.theta[place]) for name, place in self.program.layout.items()]
+        parts = [self.leaves.get(name, self.anchor.theta[place]) for name, place in self.program.layout.items()]
         return torch.cat(parts)
 
     def log_prior(self, jacobian: bool, sites: frozenset[str] | None = None) -> Scalar:
@@ -96,15 +98,23 @@ class CapturedRun:
         """The gradient of the log likelihood, in the free sites and in what was captured."""
         outputs = [] if self.capture is None else self.capture.outputs()
         with torch.enable_grad():
-            log_lik = sum_log_lik(self.run, self.chunk)
+            terms = {name: add_up([term]) for name, term in log_lik_of(self.run, self.chunk).items()}
+            log_lik = add_up(terms.values(), self.anchor.theta)
+        by_term = {name: term.detach() for name, term in terms.items()}
         if not log_lik.requires_grad:
-            return Score(log_lik, {}, {})
+            return Score(log_lik, by_term, {}, {})
         inputs = [*self.leaves.values(), *(output.edge for output in outputs)]
         grads = torch.autograd.grad(log_lik, inputs, retain_graph=True, allow_unused=True)
         count = len(self.leaves)
         leaves = {name: g for name, g in zip(self.leaves, grads, strict=False) if g is not None}
         found = zip(outputs, grads[count:], strict=True)
-        return Score(log_lik.detach(), leaves, {id(o): o.zeros() if g is None else g for o, g in found})
+        return Score(log_lik.detach(), by_term, leaves, {id(o): o.zeros() if g is None else g for o, g in found})
+
+    @property
+    def num_data(self) -> int:
+        """How many data the chunk has: elements of the first axis of an observed site, the longest of them."""
+        shapes = [site.fn.batch_shape for site in self.run.observed.values()]
+        return max((shape[0] if shape else 1 for shape in shapes), default=1)
 
     def site_of(self, index: Tensor) -> str:
         """The latent site that some coordinates of theta belong to."""
@@ -113,7 +123,7 @@ class CapturedRun:
 
     def add_over_free(self, total: Theta, leaves: Mapping[str, Tensor]) -> None:
         """Add something that is given by free site, and zero elsewhere, to a vector over the free coordinates."""
-        for name, (span, own) in self.point.spans(self.program).items():
+        for name, (span, own) in self.anchor.spans.items():
             if name in leaves:
                 total[span] += leaves[name][own]
 
@@ -126,5 +136,5 @@ class CapturedRun:
         return {name: g for name, g in zip(self.leaves, grads, strict=True) if g is not None}
 
 
-def _coordinates(place: slice, point: Point) -> Tensor:
-    return torch.arange(place.start, place.stop, device=point.theta.device)
+def _coordinates(place: slice, anchor: Anchor) -> Tensor:
+    return torch.arange(place.start, place.stop, device=anchor.theta.device)

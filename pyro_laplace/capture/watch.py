@@ -8,15 +8,14 @@ hooks: `PyroModule[nn.Linear]`, ``x @ w`` and `F.linear` look alike.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_laplace._compat.torch import leaves_of, map_tree, without_override, without_torch_function
 from pyro_laplace.capture.contraction import Contraction, Output, Scale, Use
 from pyro_laplace.capture.operations import OPERATIONS, contractions, rows_of_table
 
@@ -93,18 +92,8 @@ class Capture(TorchFunctionMode):
         self._outputs: dict[int, Output] = {}
         self._alive: list[Any] = []  # so that no id is given out twice
         for name, value in values.items():
-            self.follow(name, value, index[name])
-
-    def follow(self, name: str, value: Tensor, index: Tensor) -> None:
-        """Follow a latent value from here on.
-
-        Args:
-            name: the site's name.
-            value: the very tensor that the program receives.
-            index: the coordinates in theta of its entries, in the site's shape.
-        """
-        self._views[id(value)] = _View(name, index)
-        self._alive.append(value)
+            self._views[id(value)] = _View(name, index[name])
+            self._alive.append(value)
 
     def outputs(self) -> list[Output]:
         """The results of all operations that consumed latent entries."""
@@ -151,7 +140,7 @@ class Capture(TorchFunctionMode):
         views = [view for leaf in given if (view := self._views.get(id(leaf))) is not None]
         if views and kind not in OPERATIONS and getattr(func, "__module__", "") == functional.__name__:
             with self:
-                return _without_override(func)(*args, **kwargs)
+                return without_override(func)(*args, **kwargs)
         result = func(*args, **kwargs)
         outputs = _tensors((result,))
         self._count_readers(given, outputs)
@@ -184,7 +173,7 @@ class Capture(TorchFunctionMode):
         if output is not None and found:
             products = [self._outputs.get(id(each.product)) for each in found]
             self._seen += [_Seen(each, output, of, views) for each, of in zip(found, products, strict=True)]
-        for leaf in tree_leaves(result):  # which an in-place operation may have had before
+        for leaf in leaves_of(result):  # which an in-place operation may have had before
             self._views.pop(id(leaf), None)
             self._outputs.pop(id(leaf), None)
         if output is not None:
@@ -197,9 +186,9 @@ class Capture(TorchFunctionMode):
         def swap(leaf: Any) -> Any:
             return view.index if self._is(leaf, view) else leaf
 
-        with torch._C.DisableTorchFunction():
-            moved = func(*tree_map(swap, args), **tree_map(swap, kwargs))
-        indices = [leaf for leaf in tree_leaves(moved) if isinstance(leaf, Tensor)]
+        with without_torch_function():
+            moved = func(*map_tree(swap, args), **map_tree(swap, kwargs))
+        indices = [leaf for leaf in leaves_of(moved) if isinstance(leaf, Tensor)]
         if [i.shape for i in indices] != [o.shape for o in outputs]:
             return False
         chosen = view.chosen
@@ -253,15 +242,3 @@ def _along_data(seen: list[_Seen], count: int, first: Callable[[], Tensor]) -> t
         output = each.product if each.product is not None and each.product.readers == 1 else each.output
         found += layout[0].uses(layout[1], output)
     return found, failed
-
-
-def _without_override(func: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of `torch.nn.functional` that goes into its body, whose operations a mode then sees."""
-    if not isinstance(func, FunctionType):
-        return func
-    plain = dict.fromkeys(
-        ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *args: False
-    )
-    body = FunctionType(func.__code__, func.__globals__ | plain, func.__name__, func.__defaults__, func.__closure__)
-    body.__kwdefaults__ = func.__kwdefaults__
-    return body

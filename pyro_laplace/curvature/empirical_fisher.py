@@ -5,67 +5,18 @@ for draws from the program, and vanishes where they are fitted exactly (Kunstner
 empirical Fisher approximation"). A datum is an element of the observed site's batch shape.
 """
 
-import torch
-from torch import Tensor
-
-from pyro_laplace.curvature.root import Root, SiteRoot, link_of
-from pyro_laplace.likelihood import Likelihood, likelihood_of
+from pyro_laplace.curvature.root import FIRST, Draw, Root
+from pyro_laplace.curvature.scores import score_root
 from pyro_laplace.program.chunks import Chunk
-from pyro_laplace.program.program import Program, datum_weight
-from pyro_laplace.program.run import Run, Site
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.run import Run
 
 
-def root(program: Program, run: Run, chunk: Chunk) -> Root:
-    """The root of every observed site, one row a datum."""
+def root(program: Program, run: Run, chunk: Chunk, draw: Draw = FIRST) -> Root:
+    """The root of every observed site, one row a datum; nothing is drawn."""
     sites = {
         name: score_root(site, chunk, site.value.unsqueeze(0))
         for name, site in run.observed.items()
         if name not in program.derived
     }
     return Root(program, chunk, sites)
-
-
-def score_root(site: Site, chunk: Chunk, labels: Tensor, probs: Tensor | None = None) -> SiteRoot:
-    """The root of ``w_n sum_l q_nl g_nl g_nl'``, with g_nl the gradient of datum n's log likelihood at label l.
-
-    Through the scores in eta where the distribution's link is known, so that a program whose eta is linear has a linear
-    root; else the log likelihoods themselves are the outputs.
-
-    Args:
-        site: an observed site at the mode.
-        chunk: the data it was run on.
-        labels: L values for the site, `[labels, *batch, *event]`.
-        probs: q `[labels, *batch]`, what each label weighs; None means 1 / L.
-
-    Returns:
-        the root, one column a label.
-    """
-    weight = datum_weight(site, chunk)  # *batch
-    per_label = (weight.expand(len(labels), *weight.shape) / len(labels) if probs is None else weight * probs).sqrt()
-    likelihood = likelihood_of(site.fn)
-    if likelihood is None:
-        return _log_lik_root(labels, per_label)
-    scores = _scores(likelihood, labels)
-    per_label = per_label.reshape(per_label.shape + (1,) * (likelihood.event_dims + 1))
-    return SiteRoot(link_of, (scores * per_label).movedim(0, -1), joint=likelihood.event_dims)
-
-
-def _log_lik_root(labels: Tensor, root_weight: Tensor) -> SiteRoot:
-    """The log likelihoods of the labels as outputs, each with its weight `[labels, *batch]`.
-
-    Returns:
-        the root. Of many data, a label is one more axis of the batch; of a single datum, which has none, an output.
-    """
-    if root_weight.dim() == 1:
-        return SiteRoot(lambda site: site.fn.log_prob(labels), root_weight.diag())
-    vectors = root_weight.movedim(0, -1)[..., None, None]
-    return SiteRoot(lambda site: site.fn.log_prob(labels).movedim(0, -1).unsqueeze(-1), vectors)
-
-
-def _scores(likelihood: Likelihood, labels: Tensor) -> Tensor:
-    """Gradients of the labels' log likelihoods in eta `[labels, *batch, *joint, outputs]`."""
-    eta = likelihood.link().detach().double()
-    eta = eta.expand(len(labels), *eta.shape).clone().requires_grad_()
-    with torch.enable_grad():
-        log_lik = likelihood.distribution(eta).log_prob(labels).sum()
-    return torch.autograd.grad(log_lik, eta)[0]

@@ -4,42 +4,31 @@ Its root is the Jacobian of ``S_n' eta_n(theta)`` with S_n held at the mode (Mar
 perspectives on the natural gradient method"). For canonical links it equals the Hessian of the negative log likelihood.
 
 Where no family is registered, I_n is the sum of ``p(y) g g'`` over the values y of a small support, or else its mean
-over labels drawn from the likelihood; g is the score of one value. Where nothing can be drawn, the site is left to the
-exact Hessian of its log density.
+over labels drawn from the likelihood, the same at every call on the same data; g is the score of one value. Where
+nothing can be drawn, the site is left to the exact Hessian of its log density.
 """
 
 import math
-import zlib
 
-import pyro
 from torch import Tensor
 
-from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace.curvature.empirical_fisher import score_root
-from pyro_laplace.curvature.mc_fisher import draw_labels
-from pyro_laplace.curvature.root import Information, Root, SiteRoot, link_of
+from pyro_laplace.curvature.labels import draw_labels
+from pyro_laplace.curvature.root import FIRST, Draw, Information, Root, SiteRoot, link_of
+from pyro_laplace.curvature.scores import score_root
 from pyro_laplace.likelihood import Likelihood, check_informative, likelihood_of
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program, datum_weight
 from pyro_laplace.program.run import Run, Site
-
-LABELS = 100
-"""Least number of labels drawn for each datum."""
-
-DRAWS = 2_000
-"""Least number of labels drawn for a site: the sum of its scores' outer products is then off by 3% or so."""
-
-SUPPORT = 200
-"""Values up to which a support is enumerated."""
+from pyro_laplace.settings import settings
 
 
-def root(program: Program, run: Run, chunk: Chunk) -> Root:
+def root(program: Program, run: Run, chunk: Chunk, draw: Draw = FIRST) -> Root:
     """The root of the observed sites that are data and have a Fisher information."""
-    roots = {name: _root_of(site, chunk) for name, site in run.observed.items() if name not in program.derived}
+    roots = {name: _root_of(site, chunk, draw) for name, site in run.observed.items() if name not in program.derived}
     return Root(program, chunk, {name: site_root for name, site_root in roots.items() if site_root is not None})
 
 
-def _root_of(site: Site, chunk: Chunk) -> SiteRoot | None:
+def _root_of(site: Site, chunk: Chunk, draw: Draw) -> SiteRoot | None:
     """A site's root; None where its Fisher information is not known and it cannot be drawn from."""
     likelihood = likelihood_of(site.fn)
     if likelihood is not None:
@@ -49,7 +38,7 @@ def _root_of(site: Site, chunk: Chunk) -> SiteRoot | None:
     if support is not None:
         return score_root(site, chunk, support, site.fn.log_prob(support).double().exp())
     try:
-        labels = _drawn(site)
+        labels = draw_labels(site, _count(site, chunk), draw)
         site.fn.log_prob(labels)
     except (NotImplementedError, AssertionError):  # it has no draws, or no density of many at once
         return None
@@ -70,19 +59,11 @@ def _support(site: Site) -> Tensor | None:
         values = site.fn.enumerate_support(expand=True)
     except NotImplementedError:  # a number of values of each datum's own
         return None
-    return values if len(values) <= SUPPORT else None
+    return values if len(values) <= settings.support_values else None
 
 
-def _drawn(site: Site) -> Tensor:
-    """Labels that are the same on every pass over the same data, so that a search has one objective.
-
-    Their seed is a hash of the data: another chunk draws independently, and the global generator stays where it is.
-
-    Returns:
-        `[labels, *batch, *event]`.
-    """
-    data = site.value.detach().cpu().contiguous()
-    count = max(LABELS, DRAWS // max(1, math.prod(site.fn.batch_shape)))
-    with undisturbed():
-        pyro.set_rng_seed(zlib.crc32(data.numpy().tobytes()))
-        return draw_labels(site, count)
+def _count(site: Site, chunk: Chunk) -> int:
+    """Labels for each datum: as many as for the user's own batch, however it was divided or joined."""
+    batch = site.fn.batch_shape
+    entries = math.prod(batch[1:]) * (chunk.rows or batch[0]) if batch else 1
+    return max(settings.fisher_labels, settings.fisher_draws // max(1, entries))

@@ -4,21 +4,18 @@
 backward pass for each column of S, the dense path off z as a function of theta.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import pyro
 import torch
 from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.likelihood import Likelihood, require_likelihood
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Run, Site
-from pyro_laplace.structure.data_pass import Pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +119,27 @@ class Root:
         """Which data have a row that is not zero [n]; the others are masked, or a chunk's repetitions."""
         return torch.stack([site_root.live for site_root in self.sites.values()]).any(0)
 
+    def only(self, name: str) -> "Root":
+        """The root of one observed site."""
+        return Root(self.program, self.chunk, {name: self.sites[name]})
+
+
+@dataclass(frozen=True)
+class Draw:
+    """By what random labels are drawn: the same for a datum whichever chunk it comes in.
+
+    Attributes:
+        seed: of a pass over the data.
+        first: number of a chunk's first datum in the pass.
+    """
+
+    seed: int
+    first: int
+
+
+FIRST = Draw(0, 0)
+"""Of the first chunk of a pass."""
+
 
 @dataclass(frozen=True)
 class Curvature:
@@ -129,13 +147,19 @@ class Curvature:
 
     Attributes:
         name: the option's value.
-        root: makes the root A of the curvature A'A from a run; None where every site gets its exact Hessian.
+        make: makes the root A of the curvature A'A from a run, whose first datum has a number, and a seed; None where
+            every site gets its exact Hessian.
         seed: of what a random root draws in one pass over the data; None where nothing is drawn.
     """
 
     name: str
-    root: Callable[[Program, Run, Chunk], Root] | None
+    make: Callable[[Program, Run, Chunk, Draw], Root] | None
     seed: int | None = None
+
+    @property
+    def rooted(self) -> bool:
+        """Whether it has a root, and is then positive semi-definite."""
+        return self.make is not None
 
     def drawn(self) -> "Curvature":
         """The same with its random choices made, by one draw from torch's global generator if there are any.
@@ -145,26 +169,22 @@ class Curvature:
         """
         return self if self.seed is None else replace(self, seed=int(torch.randint(2**31, ())))
 
-    def roots(self, visit: Pass, captured: bool = True) -> Iterator[tuple[CapturedRun, Root | None]]:
-        """One pass over the data, with the root on each chunk.
+    def root(self, program: Program, run: Run, chunk: Chunk, first: int = 0) -> Root | None:
+        """The root on one chunk; None where there is none.
 
         Args:
-            visit: the pass.
-            captured: whether the operations that consume the free sites are wanted.
+            program: the traced program.
+            run: of the program on the chunk, at the mode.
+            chunk: the data.
+            first: number of the chunk's first datum in the pass, by which random labels are drawn.
 
-        Yields:
-            the program's run, and the root on its chunk.
+        Returns:
+            the root.
         """
-        for number, run in enumerate(visit.runs(captured and self.root is not None)):
-            yield run, self._root(run, number)
-
-    def _root(self, run: CapturedRun, number: int) -> Root | None:
-        if self.root is None:
+        if self.make is None:
             return None
-        with undisturbed(rng=self.seed is not None), torch.no_grad():
-            if self.seed is not None:
-                pyro.set_rng_seed((self.seed + number) % 2**32)
-            return self.root(run.program, run.run, run.chunk)
+        with undisturbed(rng=False), torch.no_grad():
+            return self.make(program, run, chunk, Draw(self.seed or 0, first))
 
 
 def link_of(site: Site) -> Tensor:

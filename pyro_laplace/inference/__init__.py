@@ -1,4 +1,7 @@
-"""Other ways to the posterior of the same program and data: variational inference and Hamiltonian Monte Carlo."""
+"""Other ways to the posterior of the same program and data: variational inference and Hamiltonian Monte Carlo.
+
+What they share with a Laplace approximation is the program as it was traced, and the loop that trains a mode.
+"""
 
 from pyro_laplace.inference.nuts import fit_nuts
 from pyro_laplace.inference.svi import fit_svi

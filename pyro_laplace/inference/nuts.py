@@ -17,13 +17,13 @@ from pyro_laplace.data import Data, as_data
 from pyro_laplace.inference.mass import LaplaceMass
 from pyro_laplace.inference.potential import Potential
 from pyro_laplace.mode.descent import descend
+from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import Latent
-
-_START_STEPS = 50
-"""L-BFGS iterations towards high density before the chains start; the typical set is not at the mode."""
+from pyro_laplace.settings import settings
 
 
 def fit_nuts(
@@ -103,7 +103,7 @@ def fit_nuts(
         dtype = program.start.dtype
         mcmc = chains_in_turn(
             kernel,
-            {name: _by_site(latent, starts) for name, latent in program.latents.items()},
+            {name: _of_site(latent, starts) for name, latent in program.latents.items()},
             num_samples=num_samples,
             warmup_steps=warmup_steps,
             transforms={name: Unconstrain(latent, dtype) for name, latent in program.latents.items()},
@@ -156,7 +156,7 @@ class Unconstrain(Transform):
         return self.transform(y.to(self.dtype))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log |d coordinates / d value|."""
+        """log |d coordinates / d value|."""
         return -self.transform.log_abs_det_jacobian(y, x)
 
 
@@ -164,23 +164,14 @@ def _values(
     initial: AutoGuide | Mapping[str, Tensor] | None, precondition: AutoLaplace | None, data: Data
 ) -> dict[str, Tensor] | None:
     """Site values to start from, if any are given."""
-    point = precondition if initial is None else initial
-    if point is None:
-        return None
-    if isinstance(point, Mapping):
-        return {name: torch.as_tensor(value).detach() for name, value in point.items()}
-    if not isinstance(point, AutoGuide):
-        raise InvalidOption(f"initial is a {type(point).__name__}: give a guide, a mapping of site values, or None")
-    if point.prototype_trace is None:
-        raise InvalidOption(f"initial is an {type(point).__name__} that has never been run: train it first")
-    batch = data.first()
-    return {name: value.detach() for name, value in point.median(*batch.args, **batch.kwargs).items()}
+    given = precondition if initial is None else initial
+    return None if given is None else values_given(given, data, "initial")
 
 
 def _starts(
     program: Program, data: Data, potential: Potential, num_chains: int, guide: AutoLaplace | None, given: bool
 ) -> Tensor:
-    """Theta at the start of every chain, float64 [chains, params]."""
+    """theta at the start of every chain, float64 [chains, params]."""
     first = program.start
     usable = potential.has_density(first)  # also puts the model's params in the store, which torch.func could not
     if given:
@@ -203,10 +194,10 @@ def _starts(
 
 def _approach(program: Program, data: Data, theta: Theta) -> Theta:
     """A point of higher density."""
-    objective = Objective(program, data, True, theta, torch.arange(len(theta), device=theta.device))
-    return objective.embed(descend(objective, _START_STEPS))
+    objective = Objective(Loop(program, data), True, theta, torch.arange(len(theta), device=theta.device))
+    return objective.embed(descend(objective, settings.approach_steps).part)
 
 
-def _by_site(latent: Latent, starts: Tensor) -> Tensor:
+def _of_site(latent: Latent, starts: Tensor) -> Tensor:
     """A site's unconstrained values `[chains, *unconstrained_shape]`."""
     return starts[:, latent.slice].reshape(-1, *latent.unconstrained_shape)

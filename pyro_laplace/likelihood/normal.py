@@ -23,6 +23,10 @@ class NormalFamily(LocationScale):
     kind, information = dist.Normal, (1.0, 2.0)
     joint_kind: ClassVar[type] = dist.MultivariateNormal
 
+    def standardised(self, fn: Any, value: Tensor) -> Tensor:
+        """``(y - loc) / scale``."""
+        return (value - fn.loc) / fn.scale
+
     def predictive(self, eta: GaussianEta, fn: Any, link: str) -> Any:
         """Normal with the variances of predictor and noise added up."""
         variance, noise = _variances(eta.mean, eta.embed(eta.variance()))

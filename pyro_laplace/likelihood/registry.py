@@ -62,6 +62,16 @@ class Family(ABC):
         """The diagonal of each datum's Fisher information `[*batch, outputs]`."""
         return self.fisher_root(eta, fn).square().sum(-1)
 
+    def standardised(self, fn: Any, value: Tensor) -> Tensor | None:
+        """Residuals in units of the noise, of data whose log density is ``-z^2 / 2 - log scale`` up to a constant.
+
+        Their sum of squares is then all that another noise scale needs to know.
+
+        Returns:
+            z `[*batch]`; None for other data.
+        """
+        return None
+
     def moving(self, fn: Any) -> Tensor | None:
         """Which entries of eta require a gradient, in a run under autograd: a noise scale that is a number does not.
 

@@ -108,6 +108,10 @@ class Likelihood:
                 fn = dist.TransformedDistribution(fn, wrapper.transforms)
         return fn
 
+    def standardised(self, value: Tensor) -> Tensor | None:
+        """`Family.standardised` of the data, which no transform stands around; None elsewhere."""
+        return None if self._transformed else self.family.standardised(self.base, value)
+
     def predictive(self, eta: GaussianEta, link: str) -> Any:
         """The distribution of y where eta is Gaussian: the family's, or a mixture over draws, wrappers restored.
 
@@ -127,13 +131,17 @@ class Likelihood:
 
     def decomposition(self, eta: GaussianEta) -> Decomposition:
         """What of the uncertainty about y is the data's, and what the parameters', where eta is Gaussian."""
-        transformed = any(isinstance(w, torch.distributions.TransformedDistribution) for w in self.wrappers)
-        known = None if transformed else self.family.variances(eta, self.base)
+        known = None if self._transformed else self.family.variances(eta, self.base)
         if known is not None:
             return Decomposition("variance", *known)
         draws = eta.draw()
         log_p = self.family.log_classes(draws)
         return Decomposition.of_variance(self.distribution(draws)) if log_p is None else Decomposition.of_entropy(log_p)
+
+    @property
+    def _transformed(self) -> bool:
+        """Whether a transform stands around the data."""
+        return any(isinstance(wrapper, torch.distributions.TransformedDistribution) for wrapper in self.wrappers)
 
     @property
     def _masks_entries(self) -> bool:

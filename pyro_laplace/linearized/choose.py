@@ -8,7 +8,7 @@ import torch
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import LaplaceWarning, check_option
-from pyro_laplace.curvature.ggn import root as ggn_root
+from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.likelihood import likelihood_of
 from pyro_laplace.linearized.program import LinearizedProgram, linearize
@@ -109,7 +109,8 @@ def nonlinearity(model: Callable[..., Any], guide: AutoLaplace, data: Data) -> f
     program = Program(model, guide.latents, guide.observed, start=guide.theta)
     chunk, step = Chunk(data.first()), settings.nonlinearity_step
     with undisturbed(), torch.no_grad():
-        root = ggn_root(program, program.run(guide.theta, chunk), chunk)
+        root = CURVATURES["ggn"].root(program, program.run(guide.theta, chunk), chunk)
+        assert root is not None
         white = torch.randn(1, guide.latent_dim, generator=torch.Generator().manual_seed(0)).to(guide.theta)
         (deviation,) = guide.precision.color(white)
 

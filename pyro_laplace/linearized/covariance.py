@@ -14,7 +14,7 @@ from operator import add
 import torch
 from torch import Tensor
 
-from pyro_laplace.reading.factors import Product
+from pyro_laplace.reading.records import Product
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.block import Basis, Block
 from pyro_laplace.structure.precision import Precision

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_laplace._autodiff import push_forward
 from pyro_laplace._errors import UnsupportedProgram
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.linearized.covariance import Spread
 from pyro_laplace.linearized.logits import as_written, predictor
@@ -36,17 +36,17 @@ class Expansion:
 
     program: Program
     watched: Program
-    point: Point
-    whole: Point
+    point: Anchor
+    whole: Anchor
     precision: Precision
 
     @staticmethod
     def of(model: Callable[..., Any], guide: AutoLaplace) -> "Expansion":
         """The program at the mode of a guide."""
         program = Program(model, guide.latents, guide.observed, start=guide.theta)
-        point = Point(guide.theta, guide.index)
+        point = Anchor(guide.theta, guide.index, guide.latents, guide.curvature)
         watched = replace(program, model=as_written(model))
-        return Expansion(program, watched, point, point.whole(program), guide.precision)
+        return Expansion(program, watched, point, point.whole(), guide.precision)
 
     @property
     def whole_sites(self) -> bool:
@@ -56,7 +56,7 @@ class Expansion:
     @property
     def holds_sites(self) -> bool:
         """Whether some sites are not random."""
-        return len(self.point.touched(self.program)) < len(self.program.latents)
+        return len(self.point.touched) < len(self.program.latents)
 
     def sites(self, chunk: Chunk) -> dict[str, Site]:
         """The observed sites at the mode."""
@@ -112,7 +112,7 @@ class Expansion:
     @cached_property
     def random_places(self) -> Tensor:
         """The place of each coordinate of `whole` among the random ones; -1 for one that is not, and at the end."""
-        return torch.nn.functional.pad(self.point.positions()[self.whole.index], (0, 1), value=-1)
+        return torch.nn.functional.pad(self.point.positions[self.whole.index], (0, 1), value=-1)
 
     @cached_property
     def row_spread(self) -> Spread:
@@ -124,7 +124,7 @@ class Expansion:
     def _start(self) -> "_Start":
         """What the runs that nothing watches start from: no backward pass goes through them, so that they share it."""
         theta, layout = self.point.theta, self.program.layout
-        touched = self.point.touched(self.program)
+        touched = self.point.touched
         leaves = {name: theta[layout[name]].clone().requires_grad_() for name in touched}
         with torch.enable_grad():
             parts = {name: leaves.get(name, theta[place]) for name, place in layout.items()}

@@ -17,7 +17,7 @@ from pyro_laplace._memory import refuse_too_large
 from pyro_laplace.likelihood import Likelihood
 from pyro_laplace.likelihood.gaussian import GaussianEta
 from pyro_laplace.linearized.covariance import Spread
-from pyro_laplace.reading.factors import Product
+from pyro_laplace.reading.records import Product
 
 
 @dataclass(frozen=True, eq=False)

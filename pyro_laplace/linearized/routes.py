@@ -24,8 +24,9 @@ from pyro_laplace.linearized.jacobian import Linearized, columns
 from pyro_laplace.linearized.logits import predictor, written_logits
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.run import Site
-from pyro_laplace.reading.factors import Factored, Product, factor
+from pyro_laplace.reading.factors import Factored, factor
 from pyro_laplace.reading.gradients import Gradients, dense_rows, pull_each
+from pyro_laplace.reading.records import Product
 from pyro_laplace.settings import settings
 
 type LayerKey = tuple[str, tuple[str, str | None, bool, int], int, torch.dtype]
@@ -205,7 +206,7 @@ def _by_layers(expansion: Expansion, known: Known, run: CapturedRun) -> Step | N
 def _layer_columns(expansion: Expansion, site: Site, logits: Tensor, layer: GraphLayer, chunk: Chunk) -> LayerColumns:
     """What a layer's rows have in common, whatever the inputs."""
     classes = logits.shape[-1]
-    index = expansion.point.positions()[layer_index(layer, classes, expansion.program.layout)]
+    index = expansion.point.positions[layer_index(layer, classes, expansion.program.layout)]
     every = torch.arange(classes, device=logits.device)
     kept = every if expansion.whole_sites else expansion.moved_outputs(site.name, classes, chunk).to(logits.device)
     spread = Spread.of(expansion.precision, [index], layer.inputs.dtype)
@@ -336,17 +337,17 @@ def _row_by_row(expansion: Expansion, site: Site, chunk: Chunk) -> Linearized:
         return expansion.predictor_at(theta, site.name, chunk)[..., kept].reshape(count, -1)
 
     def pieces() -> Iterator[list[Product]]:
-        value, pull = puller(outputs, point.part)
+        value, pull = puller(outputs, point.free)
         size = max(1, settings.pass_elements // max(1, 8 * value.shape[1] * len(index)))
         for start in range(0, count, size):
-            rows = torch.func.vmap(pull)(_unit_rows(value, start, min(start + size, count)))  # nk p
+            rows = torch.func.vmap(pull)(_identity_rows(value, start, min(start + size, count)))  # nk p
             yield [columns(index, rows.reshape(-1, value.shape[1], len(index)))]
 
     mean = eta if torch.is_grad_enabled() else eta.detach()
     return Linearized(site.fn, likelihood, mean, kept, pieces, expansion.row_spread)
 
 
-def _unit_rows(value: Tensor, start: int, stop: int) -> Tensor:
+def _identity_rows(value: Tensor, start: int, stop: int) -> Tensor:
     """Rows of the identity over value [n, k] that belong to some data, [rows, n, k]."""
     n, k = value.shape
     rows = torch.arange(start * k, stop * k, device=value.device)

@@ -16,21 +16,8 @@ from pyro_laplace._typing import Theta
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.run import Site
+from pyro_laplace.settings import settings
 from pyro_laplace.unwrap import where_loc_is
-
-_SHRUNK = 1e-2
-"""A scale that fell by this factor, or below `_SMALL` of its values, may have collapsed."""
-
-_SMALL = 1e-6
-
-_LOST = 1e-8
-"""A scale below this share of its values, which still falls, has collapsed wherever these values are."""
-
-_CLOSE = 0.1
-"""Mean squared distance to the location, in scales, below which values do not explain their scale."""
-
-_RATE = 0.1
-"""Nats by which the log joint rises as the log of the scale falls by one."""
 
 
 class Collapse(NotAMode):
@@ -63,7 +50,7 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
     """
     program, theta = objective.program, objective.embed(part)
     with undisturbed(), torch.enable_grad():
-        chunk = next(iter(program.chunks(objective.data)))
+        chunk = next(objective.loop.chunks())
         leaf = theta.clone().requires_grad_()
         spreads = _spreads(objective, leaf, chunk)
         if not spreads:
@@ -78,7 +65,7 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
             log_scale = spreads[name].scale.log()[which].mean()
             (direction,) = torch.autograd.grad(log_scale, leaf, retain_graph=True)
             along = direction[objective.index].double()
-            if float(gradient @ along) > _RATE * float(along @ along) > 0:
+            if float(gradient @ along) > settings.collapse_rate * float(along @ along) > 0:
                 layout = program.layout.items()
                 latents = [latent for latent, place in layout if latent != name and bool(direction[place].any())]
                 raise Collapse(_message(objective, name, latents, before[name], spreads[name], which), latents)
@@ -87,12 +74,12 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
 def _spreads(objective: Objective, theta: Tensor, chunk: Chunk) -> dict[str, _Spread]:
     """The scales of the program's sites that depend on theta, where it requires a gradient; else all."""
     run = objective.program.run(theta, chunk)
-    found = {name: _spread(site) for name, site in {**run.latents, **run.observed}.items()}
+    found = {name: _scale_of(site) for name, site in {**run.latents, **run.observed}.items()}
     wanted = theta.requires_grad
     return {name: s for name, s in found.items() if s is not None and (s.scale.requires_grad or not wanted)}
 
 
-def _spread(site: Site) -> _Spread | None:
+def _scale_of(site: Site) -> _Spread | None:
     fn, value = where_loc_is(site.fn, site.value)
     scale, loc = getattr(fn, "scale", None), getattr(fn, "loc", 0.0)
     if not isinstance(scale, Tensor) or not value.is_floating_point():
@@ -106,7 +93,7 @@ def _collapsed(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
     """Which entries have collapsed, bool of the site's shape."""
     small = _small(now, before)
     squares = now.distance[small].square()
-    close = bool(len(squares)) and float(squares.mean()) < _CLOSE
+    close = bool(len(squares)) and float(squares.mean()) < settings.collapse_close
     return small if close else _lost(now, before, theta)
 
 
@@ -114,13 +101,13 @@ def _lost(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
     """Which entries have a scale too small to tell apart what it spreads, bool of the site's shape."""
     # values need not be close: where a whole model shrinks (a test's abilities, difficulties and inverse
     # discriminations), they stay about a scale from their location
-    lost = now.scale.detach() < max(4 * torch.finfo(theta.dtype).eps, _LOST) * now.size
+    lost = now.scale.detach() < max(4 * torch.finfo(theta.dtype).eps, settings.collapse_lost) * now.size
     return _small(now, before) & lost
 
 
 def _small(now: _Spread, before: _Spread) -> Tensor:
     scale = now.scale.detach()
-    return (scale < _SHRUNK * before.scale.detach()) | (scale < _SMALL * now.size)
+    return (scale < settings.collapse_shrunk * before.scale.detach()) | (scale < settings.collapse_small * now.size)
 
 
 def _message(objective: Objective, name: str, latents: list[str], before: _Spread, now: _Spread, which: Tensor) -> str:

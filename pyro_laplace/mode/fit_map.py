@@ -22,11 +22,10 @@ from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.starts import log_mass, search
 from pyro_laplace.mode.training import check_num_steps, train
 from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.start import init_to_start
-
-SMALL = 200
-"""Coordinates up to which a program is small: Newton's method with its exact Hessian is cheap."""
+from pyro_laplace.settings import settings
 
 
 def fit_map(
@@ -43,9 +42,9 @@ def fit_map(
 
     AutoDelta maximises the density of the *constrained* values, ``log p(y, x)``. Ordinary params of the model (a
     network's weights without a prior) train along; params that the log prior depends on are hyperparameters, and stay.
-    A program of at most 200 coordinates is taken to its mode by Newton's method in the end, however badly scaled it is.
-    If nothing but its latent sites is to be trained, and no `optim` is given, there is no SVI before that, and the
-    search is from a few starts (`starts.search`); what is said below of training then has no use.
+    A program of at most `settings.small` coordinates is taken to its mode by Newton's method in the end, however badly
+    scaled it is. If nothing but its latent sites is to be trained, and no `optim` is given, there is no SVI before
+    that, and the search is from a few starts (`starts.search`); what is said below of training then has no use.
 
     Args:
         model: a Pyro program.
@@ -74,22 +73,22 @@ def fit_map(
     guide = AutoDelta(seen, init_loc_fn=init_to_start)
     name_apart(guide)
     held, trained = params_of(program, data)
-    small = program.num_params <= SMALL
+    small = program.num_params <= settings.small
     try:
-        if not (small and optim is None and not trained and _search(program, guide, data)):
+        if not (small and optim is None and not trained and _searched(program, guide, data)):
             train(
                 program,
                 guide,
                 data,
                 hide=held,
                 optim=optim,
-                num_steps=min(num_steps, 300) if small and optim is None else num_steps,
+                num_steps=min(num_steps, settings.small_training_steps) if small and optim is None else num_steps,
                 learning_rate=learning_rate,
                 tolerance=tolerance,
                 progress=progress,
                 description="MAP",
             )
-            _finish(program, guide, data)
+            _settle(program, guide, data)
     except BaseException:
         discard_params(guide)
         raise
@@ -124,16 +123,16 @@ def params_of(program: Program, data: Data) -> tuple[frozenset[str], frozenset[s
 
 def _objective(program: Program, data: Data, theta: Theta) -> Objective:
     """Minus the log joint density of the constrained values, over all of theta."""
-    return Objective(program, data, False, theta, torch.arange(len(theta), device=theta.device))
+    return Objective(Loop(program, data), False, theta, torch.arange(len(theta), device=theta.device))
 
 
-def _search(program: Program, guide: AutoDelta, data: Data) -> bool:
+def _searched(program: Program, guide: AutoDelta, data: Data) -> bool:
     """Move the guide of a small program to the mode by Newton's method alone; whether that reached one."""
     batch = data.first()
     guide(*batch.args, **batch.kwargs)  # makes the params of guide and model, which cannot be made under torch.func
     objective = _objective(program, data, program.start)
     try:
-        found = search(objective, data)
+        found = search(objective, data, minimise)
         if not found.settled:  # the density of theta may yet show why
             objective = replace(objective, jacobian=True)
             minimise(objective)
@@ -145,18 +144,18 @@ def _search(program: Program, guide: AutoDelta, data: Data) -> bool:
     return True
 
 
-def _finish(program: Program, guide: AutoDelta, data: Data) -> None:
+def _settle(program: Program, guide: AutoDelta, data: Data) -> None:
     """Move the guide of a small program to the mode of the constrained density; see that a large one has a mode."""
     batch = data.first()
     theta = program.pack({k: v for k, v in guide.median(*batch.args, **batch.kwargs).items() if k in program.latents})
     start = _objective(program, data, program.start.to(theta))
     try:
-        if len(theta) <= SMALL:
+        if len(theta) <= settings.small:
             objective = _objective(program, data, theta)
-            theta = objective.embed(minimise(objective))
+            theta = objective.embed(minimise(objective).part)
         # from the very start: training may have left a scale so small that the search did not see it fall
         refuse_collapse(start, theta.double())
-        if len(theta) > SMALL:
+        if len(theta) > settings.small:
             return
     except Collapse as collapse:
         theta = _from_wide_scales(start, collapse)
@@ -180,7 +179,7 @@ def _from_wide_scales(objective: Objective, collapse: Collapse) -> Theta:
     Raises:
         Collapse: the first one, if the scale falls to zero again and again.
     """
-    layout, small = objective.program.layout, len(objective.theta) <= SMALL
+    layout, small = objective.program.layout, len(objective.theta) <= settings.small
     descent, factors = (minimise, _WIDER) if small else (descend, _WIDER[:1])
     latents = dict.fromkeys(collapse.latents)
     for factor in factors:
@@ -189,8 +188,8 @@ def _from_wide_scales(objective: Objective, collapse: Collapse) -> Theta:
         theta = objective.theta.index_add(0, held, torch.full_like(objective.theta[held], math.log(factor)))
         try:
             fixed = replace(objective, theta=theta, index=rest)
-            moved = replace(objective, theta=fixed.embed(descent(fixed)))
-            part = descent(moved)
+            moved = replace(objective, theta=fixed.embed(descent(fixed).part))
+            part = descent(moved).part
             if small and log_mass(moved, part) == -math.inf:
                 continue
         except Collapse as again:

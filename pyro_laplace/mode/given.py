@@ -1,4 +1,4 @@
-"""The point at which a guide or a mapping stands."""
+"""What a guide or a mapping gives: the values of latent sites."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +10,13 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Data
 
 
-def point_of(map_guide: Any, data: Data) -> dict[str, Tensor]:
+def values_given(given: Any, data: Data, option: str = "map_guide") -> dict[str, Tensor]:
     """Site name to value.
 
     Args:
-        map_guide: an `AutoDelta` or another autoguide that was trained, or a mapping of site values.
+        given: an `AutoDelta` or another autoguide that was trained, or a mapping of site values.
         data: what a guide is called with.
+        option: the name of what was given, as the caller writes it.
 
     Returns:
         the values that the guide has as its median, without gradient.
@@ -23,19 +24,20 @@ def point_of(map_guide: Any, data: Data) -> dict[str, Tensor]:
     Raises:
         InvalidOption: for anything else, and for a guide that was never run.
     """
-    if isinstance(map_guide, Mapping):
-        return {name: _as_real(as_tensor(value).detach()) for name, value in map_guide.items()}
-    if not isinstance(map_guide, AutoGuide):
+    if isinstance(given, Mapping):
+        return {name: _as_real(as_tensor(value).detach()) for name, value in given.items()}
+    if not isinstance(given, AutoGuide):
         raise InvalidOption(
-            f"map_guide is a {type(map_guide).__name__}: give a Pyro AutoDelta, a mapping of site values, or None"
+            f"{option} is a {type(given).__name__}: give a Pyro AutoDelta or another autoguide, a mapping of site "
+            "values, or None"
         )
-    if map_guide.prototype_trace is None:
+    if given.prototype_trace is None:
         raise InvalidOption(
-            f"map_guide is an {type(map_guide).__name__} that has never been run: train it with SVI, or leave "
-            "map_guide out and let fit_map do it"
+            f"{option} is an {type(given).__name__} that has never been run: train it with SVI, or leave {option} out, "
+            "and a start is found"
         )
     batch = data.first()
-    return {name: value.detach() for name, value in map_guide.median(*batch.args, **batch.kwargs).items()}
+    return {name: value.detach() for name, value in given.median(*batch.args, **batch.kwargs).items()}
 
 
 def _as_real(value: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pyro_laplace.mode.reached import Stopped
+from pyro_laplace.settings import settings
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -15,6 +18,7 @@ class Mode:
         gradient: its gradient in the random coordinates [random], in nats per unit of theta, in float64.
         decrement: Newton decrement ``sqrt(g' Lambda^-1 g)``: the distance to the mode in posterior standard deviations.
         moved: whether the point was moved from where the map guide left it.
+        stopped: why the search that moved it ended; None where there was none.
     """
 
     theta: Tensor = field(repr=False)
@@ -22,6 +26,7 @@ class Mode:
     gradient: Tensor = field(repr=False)
     decrement: float
     moved: bool
+    stopped: Stopped | None = None
 
     @property
     def gradient_norm(self) -> float:
@@ -30,15 +35,15 @@ class Mode:
 
     @property
     def num_random(self) -> int:
-        """Number of random coordinates P; a decrement above 0.1 sqrt(P) is no mode."""
+        """Number of random coordinates P; a decrement above `allowed` is no mode."""
         return len(self.gradient)
 
     @property
     def allowed(self) -> float:
-        """0.1 sqrt(P)."""
-        return 0.1 * self.num_random**0.5
+        """``settings.mode_decrement sqrt(P)``, a tenth of a posterior standard deviation a coordinate."""
+        return settings.mode_decrement * self.num_random**0.5
 
     @property
     def is_mode(self) -> bool:
-        """Whether the decrement is at most 0.1 sqrt(P)."""
+        """Whether the decrement is at most that."""
         return self.decrement <= self.allowed

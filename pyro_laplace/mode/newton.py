@@ -1,53 +1,16 @@
 """Newton's method for small, badly scaled problems: exact Hessian, unit-free coordinates, Levenberg damping."""
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.collapse import refuse_collapse
 from pyro_laplace.mode.objective import Objective
-
-_STEPS = 500
-_MAX_DAMPING = 1e40
-"""A search that has run far out along a bounded site needs much to come back: curvature there is all but zero."""
-
-_GLANCE_EVERY = 20
-"""Steps between looks at whether a scale collapses: the density grows for ever, and ever more slowly."""
-
-_ROUGH_AFTER = 50
-"""Steps after which a decrement of 0.01 sqrt(params) is good enough: quadratic convergence has failed to set in."""
+from pyro_laplace.mode.quadratic import NewtonModel, quadratic
+from pyro_laplace.mode.reached import Reached, Stopped
+from pyro_laplace.settings import settings
 
 
-@dataclass(frozen=True)
-class Quadratic:
-    """The objective's quadratic model at a point, in the eigenbasis of its unit-free Hessian D^-1 H D^-1."""
-
-    scale: Tensor
-    vectors: Tensor
-    curvature: Tensor
-    slope: Tensor
-
-    @property
-    def metric(self) -> Tensor:
-        """Absolute eigenvalues, so that a saddle repels (Dauphin et al. 2014)."""
-        floor = 1e-14 * float(self.curvature.abs().max())
-        return self.curvature.abs().clamp(min=max(floor, torch.finfo(torch.float64).tiny))
-
-    @property
-    def decrement(self) -> float:
-        """``sqrt(g' |H|^-1 g)``, the distance to the minimum in posterior standard deviations."""
-        return float((self.slope.square() / self.metric).sum().sqrt())
-
-    def step(self, damping: float) -> tuple[Theta, float]:
-        """The damped step, and the decrease of the objective that the model predicts."""
-        move = -self.slope / (self.metric + damping)
-        gain = -(self.slope * move).sum() - 0.5 * (self.curvature * move.square()).sum()
-        return (self.vectors @ move) / self.scale, float(gain)
-
-
-def minimise(objective: Objective, steps: int = _STEPS) -> Theta:
+def minimise(objective: Objective, steps: int | None = None) -> Reached:
     """The minimum of minus the log joint over the objective's free coordinates, float64.
 
     Steps are damped until the objective falls. Where it cannot resolve the fall any more (rounding), undamped steps go
@@ -55,47 +18,47 @@ def minimise(objective: Objective, steps: int = _STEPS) -> Theta:
 
     Args:
         objective: what to minimise, from its own `theta`.
-        steps: at most so many.
+        steps: at most so many; None means `settings.newton_steps`.
 
     Returns:
-        the free coordinates [params] at the best point found.
+        the best point found, and why the search ended there.
 
     Raises:
         NotAMode: if a scale collapsed to zero on the way, naming its site.
     """
-    part = _search(objective, steps)
-    refuse_collapse(objective, part)
-    return part
+    reached = _search(objective, settings.newton_steps if steps is None else steps)
+    refuse_collapse(objective, reached.part)
+    return reached
 
 
-def _search(objective: Objective, most: int) -> Theta:
+def _search(objective: Objective, most: int) -> Reached:
     part = objective.start
     value, gradient = objective.value_and_gradient(part)
     if not bool(torch.isfinite(value)):
-        return part
+        return Reached(part, Stopped.OUTSIDE)
     damping, model = 1e-3, quadratic(objective, part, gradient)
     for steps in range(most):
         noise = 4 * objective.resolution * abs(float(value))
         if model.step(0.0)[1] <= noise:
-            return _finish(objective, part, model)
-        if steps and steps % _GLANCE_EVERY == 0:
+            return Reached(_finish(objective, part, model), Stopped.RESOLVED)
+        if steps and steps % settings.glance_steps == 0:
             refuse_collapse(objective, part, on_the_way=True)
-        if steps >= _ROUGH_AFTER and model.decrement <= 0.01 * len(part) ** 0.5:
-            return part
+        if steps >= settings.rough_steps and model.decrement <= settings.fine_decrement * len(part) ** 0.5:
+            return Reached(part, Stopped.CLOSE)
         while True:
             step, gain = model.step(damping)
             trial, trial_gradient = objective.value_and_gradient(part + step)
             if bool(torch.isfinite(trial)) and float(value - trial) >= 1e-4 * gain - noise:
                 break
             damping *= 10
-            if damping > _MAX_DAMPING:
-                return part
+            if damping > settings.newton_damping:
+                return Reached(part, Stopped.STUCK)
         part, value = part + step, trial
         model, damping = quadratic(objective, part, trial_gradient), max(damping / 10, 1e-12)
-    return part
+    return Reached(part, Stopped.STEPS)
 
 
-def _finish(objective: Objective, part: Theta, model: Quadratic) -> Theta:
+def _finish(objective: Objective, part: Theta, model: NewtonModel) -> Theta:
     """Undamped steps while the decrement shrinks."""
     for _ in range(10):
         trial = part + model.step(0.0)[0]
@@ -107,12 +70,3 @@ def _finish(objective: Objective, part: Theta, model: Quadratic) -> Theta:
             return trial if moved.decrement < model.decrement else part
         part, model = trial, moved
     return part
-
-
-def quadratic(objective: Objective, part: Theta, gradient: Theta) -> Quadratic:
-    """The quadratic model of the objective at a point, where `gradient` is its gradient."""
-    matrix = torch.nan_to_num(objective.hessian(part), nan=0.0, posinf=0.0, neginf=0.0)
-    diagonal = matrix.diagonal().abs()
-    scale = diagonal.clamp(min=1e-12 * float(diagonal.max().clamp(min=1e-300))).sqrt()
-    values, vectors = torch.linalg.eigh(matrix / scale / scale.unsqueeze(-1))
-    return Quadratic(scale, vectors, values, vectors.mT @ (gradient / scale))

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._autodiff import hessian
-from pyro_laplace._compat.pyro import LinAlgError, undisturbed
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Matrix, Scalar, Theta
-from pyro_laplace.data import Data
 from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 
 
@@ -20,18 +21,21 @@ class Objective:
     """Minus the log joint as a function of some coordinates of theta.
 
     Attributes:
-        program: the traced program.
-        data: the data; every evaluation is one pass.
+        loop: the program and its data; every evaluation is one pass.
         jacobian: whether the density is that of theta, or of the constrained values.
         theta: where the other coordinates are held.
         index: the free coordinates.
     """
 
-    program: Program
-    data: Data
+    loop: Loop
     jacobian: bool
     theta: Tensor
     index: Tensor
+
+    @property
+    def program(self) -> Program:
+        """The traced program."""
+        return self.loop.program
 
     @property
     def start(self) -> Theta:
@@ -44,7 +48,7 @@ class Objective:
         return torch.finfo(self.theta.dtype).eps
 
     def embed(self, part: Tensor) -> Theta:
-        """Theta with the free coordinates replaced."""
+        """theta with the free coordinates replaced."""
         return self.theta.index_copy(0, self.index, part.to(self.theta))
 
     def value_and_gradient(self, part: Tensor) -> tuple[Scalar, Theta]:
@@ -80,7 +84,7 @@ class Objective:
 
     def _terms(self) -> Iterator[tuple[Chunk, float]]:
         """The chunks of a pass, the prior counted with the first."""
-        for i, chunk in enumerate(self.program.chunks(self.data)):
+        for i, chunk in enumerate(self.loop.chunks()):
             yield chunk, float(i == 0)
 
     def _negative(self, theta: Tensor, chunk: Chunk, prior: float) -> Scalar:

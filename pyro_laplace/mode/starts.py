@@ -7,32 +7,24 @@ their height: a narrow spike is high.
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat.pyro import LinAlgError, undisturbed
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data
 from pyro_laplace.mode.collapse import Collapse
-from pyro_laplace.mode.newton import minimise, quadratic
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.mode.quadratic import quadratic
+from pyro_laplace.mode.reached import Reached
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Recorder, run_model
-
-_STEPS = 60
-"""Steps of the first search: Newton's method has converged by then, or runs to the border of a support."""
-
-_STEPS_OF_OTHERS = 20
-"""Steps of each further search: one that needs more started too far off to be worth its time."""
-
-_NEGLIGIBLE = 5.0
-"""Nats of log mass by which the first mode must be worse to be left: e^-5 of the posterior is under a percent."""
-
-_DRAWS = 8
+from pyro_laplace.settings import settings
 
 _SHARES = (1.0, 1.0, 0.5, 0.25)
 """How far on the way to a prior draw further searches start: a vague prior's own draws are far from all data."""
@@ -56,7 +48,11 @@ class Found:
         return self.log_mass > -math.inf
 
 
-def search(objective: Objective, data: Data) -> Found:
+type Search = Callable[[Objective, int], Reached]
+"""From the objective's own theta to its minimum, in at most so many steps."""
+
+
+def search(objective: Objective, data: Data, by: Search) -> Found:
     """The mode that `objective` reaches from its own theta, or one with more mass that other starts lead to.
 
     Where the first search reaches a mode, another one is left for only if it has e^5 times its mass.
@@ -64,6 +60,7 @@ def search(objective: Objective, data: Data) -> Found:
     Args:
         objective: minus the log joint, over all of theta.
         data: what further starts are chosen by.
+        by: one search.
 
     Returns:
         the best point found, settled or not.
@@ -71,22 +68,22 @@ def search(objective: Objective, data: Data) -> Found:
     Raises:
         Collapse: if a scale collapses to zero from the objective's own theta.
     """
-    best = _search_from(objective, objective.theta, _STEPS)
+    best = _search_from(objective, objective.theta, by, settings.first_search_steps)
     if not data.one_batch:
         return best
     for start in other_starts(objective.program, data, objective.theta):
         try:
-            other = _search_from(objective, start, _STEPS_OF_OTHERS)
+            other = _search_from(objective, start, by, settings.other_search_steps)
         except Collapse:
             continue
-        if other.log_mass > best.log_mass + (_NEGLIGIBLE if best.settled else 0.0):
+        if other.log_mass > best.log_mass + (settings.negligible_nats if best.settled else 0.0):
             best = other
     return best
 
 
-def _search_from(objective: Objective, theta: Theta, steps: int) -> Found:
+def _search_from(objective: Objective, theta: Theta, by: Search, steps: int) -> Found:
     moved = replace(objective, theta=theta)
-    part = minimise(moved, steps)
+    part = by(moved, steps).part
     return Found(moved.embed(part), log_mass(moved, part))
 
 
@@ -104,7 +101,7 @@ def log_mass(objective: Objective, part: Theta) -> float:
     if not bool(value.isfinite()):
         return -math.inf
     model = quadratic(objective, part, gradient)
-    if float(model.curvature.min()) <= 0 or not model.decrement <= 0.1 * len(part) ** 0.5:
+    if float(model.curvature.min()) <= 0 or not model.decrement <= settings.mode_decrement * len(part) ** 0.5:
         return -math.inf
     height, _ = replace(objective, jacobian=True).value_and_gradient(part)
     log_det = float(model.curvature.log().sum() + 2 * model.scale.log().sum())
@@ -125,10 +122,10 @@ def other_starts(program: Program, data: Data, theta: Theta) -> Iterator[Theta]:
         theta, unconstrained.
     """
     with undisturbed(), torch.no_grad():
-        draws = [_draw_prior(program, data, theta) for _ in range(_DRAWS)]
+        draws = [_draw_prior(program, data, theta) for _ in range(settings.search_draws)]
     for share in _SHARES:
         with undisturbed(), torch.no_grad():
-            log_lik = [_log_lik(program, data, theta + share * (draw - theta)) for draw in draws]
+            log_lik = [_log_lik_at(program, data, theta + share * (draw - theta)) for draw in draws]
         best = log_lik.index(max(log_lik))
         if log_lik[best] > -math.inf:
             yield theta + share * (draws.pop(best) - theta)
@@ -152,7 +149,7 @@ def _draw_prior(program: Program, data: Data, theta: Theta) -> Theta:
     return torch.where(drawn.isfinite(), drawn, theta)
 
 
-def _log_lik(program: Program, data: Data, theta: Theta) -> float:
+def _log_lik_at(program: Program, data: Data, theta: Theta) -> float:
     """Log likelihood of all data; minus infinity where it cannot be computed."""
     try:
         total = sum(float(program.log_joint(theta, chunk, prior=0.0)) for chunk in program.chunks(data))

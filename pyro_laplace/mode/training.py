@@ -16,18 +16,13 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import is_enumerated, without_masked_nan
-
-WINDOW = 100
-"""Steps (at least one pass) over which the loss is averaged before it is judged."""
-
-PATIENCE = 3
-"""Windows without an improvement after which the step size falls, and in the end the training stops."""
+from pyro_laplace.settings import settings
 
 DECAYS = (0.1, 0.1)
 """Factors by which the step size falls, one after the other, before the training stops."""
 
 
-class _Share(Messenger):
+class _Proportion(Messenger):
     """Scales one batch's log density so that the batches of a pass add up to that of all data.
 
     Latent sites count 1 / batches, and what `obs_mask` leaves unobserved nothing; a plate's own subsample scale is
@@ -73,8 +68,8 @@ def train(
 ) -> list[float]:
     """Train a guide with `SVI` and `Trace_ELBO` until the loss settles.
 
-    The loss is averaged over windows of `WINDOW` steps. When it has not fallen by `tolerance` nats for `PATIENCE`
-    windows, the step size is divided by ten, twice, then the training ends.
+    The loss is averaged over windows of `settings.window_steps`. When it has not fallen by `tolerance` nats for
+    `settings.patience` windows, the step size is divided by ten, twice, then the training ends.
 
     Args:
         program: the traced program.
@@ -97,11 +92,11 @@ def train(
     check_num_steps(num_steps)
     batches = sum(1 for _ in data)
     optim = optim or PyroOptim(torch.optim.Adam, {"lr": learning_rate})
-    model = _Share(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
+    model = _Proportion(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
     scaled_guide = poutine.scale(guide, scale=1.0 if program.own_indices else 1.0 / batches)
     elbo = Trace_ELBO() if program.nesting is None else TraceEnum_ELBO(max_plate_nesting=program.nesting)
     svi = SVI(model, scaled_guide, optim, elbo)
-    window = max(WINDOW // batches, 1) * batches
+    window = max(settings.window_steps // batches, 1) * batches
     losses: list[float] = []
     decays, best, stale, total = list(DECAYS), float("inf"), 0, 0.0
     with tqdm(total=num_steps, desc=description, disable=not progress) as bar:
@@ -114,7 +109,7 @@ def train(
                 bar.set_postfix(loss=f"{losses[-1]:.4g}")
                 stale = 0 if losses[-1] < best - tolerance else stale + 1
                 best = min(best, losses[-1])
-                if stale >= PATIENCE:
+                if stale >= settings.patience:
                     if not decays:
                         break
                     _slow_down(optim, decays.pop(0))

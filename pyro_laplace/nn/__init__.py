@@ -1,4 +1,7 @@
-"""Networks as Pyro programs: `bayesianize`, the priors of their parameters, and the distributions of their data."""
+"""Networks as Pyro programs: `bayesianize`, the priors of their parameters, and the distributions of their data.
+
+What comes out is a program like any other: nothing below this room knows of networks.
+"""
 
 from pyro_laplace.nn.convert import bayesianize
 from pyro_laplace.nn.likelihoods import (

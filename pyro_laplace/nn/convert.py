@@ -9,9 +9,9 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule
 from torch import nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import is_lazy
 from pyro_laplace._errors import InvalidOption, UnsupportedProgram, check_option
 from pyro_laplace.nn.likelihoods import Likelihood
 from pyro_laplace.nn.network import BayesianNetwork, NetworkProgram, run_priors
@@ -86,7 +86,7 @@ def _refuse_module(module: Any) -> None:
             "bayesianize the nn.Module it was made of"
         )
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    lazy = [key for key, each in tensors if isinstance(each, UninitializedBuffer | UninitializedParameter)]
+    lazy = [key for key, each in tensors if is_lazy(each)]
     if lazy:
         raise UnsupportedProgram(f"the parameters {lazy} have no shape yet: call the network on an input first")
 

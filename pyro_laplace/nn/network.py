@@ -1,17 +1,16 @@
 """A network whose parameters are drawn from priors each time it is called."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import pyro
-import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_laplace._compat.pyro import in_call, once_per_call
+from pyro_laplace._compat.torch import own_children, plain_layers, renew_flat_weights
 from pyro_laplace._errors import InvalidData, UnsupportedProgram
 from pyro_laplace.nn.likelihoods import Likelihood, observation
 from pyro_laplace.nn.priors import Prior
@@ -56,7 +55,7 @@ class BayesianNetwork(PyroModule):
         """
         network = self._network
         try:
-            with _differentiable_attention():
+            with plain_layers():
                 return functional_call(network, self.draw(), args, kwargs)
         finally:
             for layer in network.modules():
@@ -86,7 +85,7 @@ class BayesianNetwork(PyroModule):
     @property
     def _network(self) -> nn.Module:
         """The module, without the param statements that `PyroModule` makes of reading one."""
-        network = self._modules["module"]
+        network = own_children(self)["module"]
         assert network is not None
         return network
 
@@ -165,17 +164,5 @@ def _shapes(output: Any) -> str:
 
 
 def _renew_flat_weights(layer: nn.Module, *_: Any) -> None:
-    """A recurrent layer reads its weights from a list of its own, which `functional_call` does not know."""
     if isinstance(layer, nn.RNNBase):
-        layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
-
-
-@contextmanager
-def _differentiable_attention() -> Iterator[None]:
-    """Attention layers without their fused inference path, which has no derivative and cannot be batched over draws."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        renew_flat_weights(layer)

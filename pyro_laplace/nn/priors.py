@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_laplace._errors import InvalidOption
@@ -73,9 +73,9 @@ class FanIn(Prior):
 
     def sample(self, target: Target) -> Tensor:
         """Draw the parameter."""
-        if self.bias_std is not None and is_bias(target):
+        if self.bias_std is not None and is_bias(target.module, target.attribute):
             return _normal(target, self.bias_std)
-        return _normal(target, self.gain / fan_in(target) ** 0.5)
+        return _normal(target, self.gain / _known(fan_in, "FanIn", "fan-in", target) ** 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +100,9 @@ class ARD(Prior):
 
     def sample(self, target: Target) -> Tensor:
         """Draw the parameter."""
-        if is_bias(target):
+        if is_bias(target.module, target.attribute):
             return _normal(target, self.bias_std)
-        axis = input_axis(target)
+        axis = _known(input_axis, "ARD", "input axis", target)
         num_inputs = target.parameter.shape[axis]
         scale = scale_value(f"{target.name}.scale", self.scale, target.parameter, (num_inputs,))
         if scale.shape not in ((), (num_inputs,)):
@@ -235,6 +235,17 @@ def _normal(target: Target, std: Scale) -> Tensor:
     if isinstance(std, Distribution):
         return target.sample_scaled(value)
     return target.sample(dist.Normal(value.new_zeros(()), value))
+
+
+def _known(read: Callable[[nn.Module, str], int | None], prior: str, what: str, target: Target) -> int:
+    """What a prior must know of a parameter's layer; refused of a layer that is not one of torch's."""
+    found = read(target.module, target.attribute)
+    if found is None:
+        raise InvalidOption(
+            f"{prior}: the {what} of parameter {target.name!r} of a {type(target.module).__name__} is not known. Give "
+            f"it another prior: prior={{{target.name!r}: pl.nn.Isotropic(1.0), '*': pl.nn.{prior}(...)}}"
+        )
+    return found
 
 
 def _check_number(option: str, value: object) -> None:

@@ -1,6 +1,5 @@
 """A scale: a number, or one that is random, or computed as the program runs."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_laplace._compat.torch import cast_like
 from pyro_laplace._errors import InvalidOption
 
-Scale = float | Tensor | Distribution | Callable[[], Tensor]
+type Scale = float | Tensor | Distribution | Callable[[], Tensor]
 """A positive number or tensor; a distribution, which makes it a latent site; or a function of nothing that is called
 each time the program runs, such as ``lambda: pyro.param("std", torch.tensor(1.0), constraint=positive)``."""
 
@@ -59,18 +59,7 @@ def scale_value(site: str, scale: Scale, like: Tensor, shape: tuple[int, ...] = 
         its value.
     """
     if isinstance(scale, Distribution):
-        fn = moved(scale, like)
+        fn = cast_like(scale, like)
         fn = fn.expand(shape) if shape else fn
         return pyro.sample(site, fn.to_event(len(fn.batch_shape)))
     return torch.as_tensor(scale() if callable(scale) else scale, dtype=like.dtype, device=like.device)
-
-
-def moved(fn: Any, like: Tensor) -> Any:
-    """A distribution whose floating-point parameters have the dtype and device of a tensor; the one given stays."""
-    found = copy.copy(fn)
-    for name, value in vars(fn).items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            vars(found)[name] = value.to(like)
-        elif isinstance(value, Distribution):
-            vars(found)[name] = moved(value, like)
-    return found

@@ -10,20 +10,20 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace.nn.layers import NORMALISATION
 from pyro_laplace.nn.priors import FromFunction, Prior
 
-PriorLike = Prior | Callable[[str, Tensor], Any]
+type PriorLike = Prior | Callable[[str, Tensor], Any]
 """A prior, or a function of a parameter's name and value that returns a distribution."""
 
-Priors = PriorLike | Mapping[str, PriorLike | None]
+type Priors = PriorLike | Mapping[str, PriorLike | None]
 """One for all parameters, or glob to prior: the first match wins, and None means no prior."""
 
-Chosen = str | Iterable[str] | Callable[[str], bool] | None
+type Chosen = str | Iterable[str] | Callable[[str], bool] | None
 """What `parameters=` may be."""
 
-Names = Mapping[str, tuple[str, ...]]
+type Names = Mapping[str, tuple[str, ...]]
 """Parameter, by its first name, to all of its names."""
 
 
-def names_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
+def aliases_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
     """Every parameter of a network, a shared one once, by its first name, with all of its names."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -45,7 +45,7 @@ def choose(module: nn.Module, parameters: Chosen) -> tuple[str, ...]:
     Raises:
         InvalidOption: if nothing matches, listing the parameters there are.
     """
-    names = names_of(module)
+    names = aliases_of(module)
     if parameters is None:
         left_out = _left_out(module)
         chosen = tuple(name for name in names if name not in left_out)
@@ -88,7 +88,7 @@ def assign(module: nn.Module, chosen: tuple[str, ...], prior: Priors) -> dict[st
     """
     if not isinstance(prior, Mapping):
         return dict.fromkeys(chosen, _as_prior("prior", prior))
-    names = names_of(module)
+    names = aliases_of(module)
     of_glob = {glob: None if each is None else _as_prior(f"prior[{glob!r}]", each) for glob, each in prior.items()}
     for glob in of_glob:
         if not any(_matches(names[name], glob) for name in chosen):

@@ -10,8 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_laplace._compat.torch import cast_like
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace.nn.scale import moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Target:
             InvalidOption: if it does not broadcast.
         """
         infer: Any = {"start": self.parameter}
-        return pyro.sample(self.name, self._shaped(moved(fn, self.parameter)), infer=infer)
+        return pyro.sample(self.name, self._shaped(cast_like(fn, self.parameter)), infer=infer)
 
     def sample_scaled(self, scale: Tensor) -> Tensor:
         """Draw the value as ``raw * scale``, ``raw ~ Normal(0, 1)``: the non-centred form of Normal(0, scale).

@@ -8,8 +8,7 @@ from xarray import DataTree
 
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.plots.style import by_name, look, tidy
-
-_MOST_CLASSES = 20
+from pyro_laplace.settings import settings
 
 
 def calibration(
@@ -42,7 +41,7 @@ def calibration(
         observed = tree.observed_data[site].values
         drawn = tree.posterior_predictive[site].values.reshape(-1, *observed.shape)
         classes = _are_classes(observed, drawn)
-        promised, kept = _reliability(drawn, observed, num_bins) if classes else _coverage(drawn, observed)
+        promised, kept = _reliability(drawn, observed, num_bins) if classes else _inside(drawn, observed)
         color, marker = look(number)
         axes.plot(promised, kept, color=color, marker=marker, markevery=1 if classes else 10, markersize=5, label=name)
     axes.set(
@@ -105,9 +104,9 @@ def observed_site(tree: DataTree, var_name: str | None) -> str:
 
 
 def _are_classes(observed: np.ndarray, drawn: np.ndarray) -> bool:
-    """Whether the values are labels of a few classes: 0, 1, ..., at most 19, none of them skipped."""
+    """Whether the values are labels of a few classes: 0, 1, ..., none of them skipped."""
     labels = np.union1d(observed, drawn)
-    return len(labels) <= _MOST_CLASSES and bool(np.array_equal(labels, np.arange(len(labels))))
+    return len(labels) <= settings.plot_classes and bool(np.array_equal(labels, np.arange(len(labels))))
 
 
 def _reliability(drawn: np.ndarray, observed: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +119,7 @@ def _reliability(drawn: np.ndarray, observed: np.ndarray, num_bins: int) -> tupl
     return np.array([predicted[b].mean() for b in bins]), np.array([happened[b].mean() for b in bins])
 
 
-def _coverage(drawn: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _inside(drawn: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nominal levels and the share of data inside the central intervals of their draws."""
     levels = np.linspace(0, 1, 101)
     rank = ((drawn < observed).mean(0) + (drawn <= observed).mean(0)) / 2

@@ -18,10 +18,9 @@ from pyro_laplace.draws.draws import PosteriorDraws, draws_of
 from pyro_laplace.draws.over_draws import View
 from pyro_laplace.linearized.choose import predictive_models
 from pyro_laplace.plots.style import COLORS, tidy
+from pyro_laplace.settings import settings
 
 _LEVELS = ((0.9, 0.2), (0.5, 0.35))
-_GRID = 60
-"""Points along each side of a surface."""
 
 
 def predictive_bands(
@@ -57,17 +56,17 @@ def predictive_bands(
     order = np.argsort(at)
     views = _views(model, posteriors, data, num_samples, linearized)
     site, observed = next(iter(next(iter(views.values()))[0].observed.items()))
-    known = _first_column(data), _numpy(observed).reshape(-1)
+    known = _first_column(data), _array(observed).reshape(-1)
     figure, panels = _panels(list(views))
     for axes, (view, draws) in zip(panels, views.values(), strict=True):
-        new = _at(view, inputs)
-        drawn = _numpy(new.replicated(draws.at_least(num_samples))[site])
+        new = _at_inputs(view, inputs)
+        drawn = _array(new.replicated(draws.at_least(num_samples))[site])
         drawn = drawn.reshape(len(drawn), len(at))[:, order]
         for level, alpha in _LEVELS:
             lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
             axes.fill_between(at[order], lower, upper, color=COLORS[0], alpha=alpha, linewidth=0, label=f"{level:.0%}")
         expected = new.expected(draws.values)
-        mean = _numpy(expected[site].mean(0)).reshape(-1)[order] if site in expected else drawn.mean(0)
+        mean = _array(expected[site].mean(0)).reshape(-1)[order] if site in expected else drawn.mean(0)
         axes.plot(at[order], mean, color=COLORS[0], linewidth=1.8, label="mean", zorder=3)
         axes.plot(*known, "o", color="0.15", alpha=0.6, markersize=3, markeredgewidth=0, label="data")
         axes.set_xlabel(labels[0])
@@ -116,19 +115,19 @@ def class_surface(
         raise InvalidOption("class_surface needs inputs with two columns among the model's arguments")
     low, high = points.min(0).values, points.max(0).values
     low, high = low - margin * (high - low), high + margin * (high - low)
-    steps = torch.linspace(0, 1, _GRID, dtype=points.dtype, device=points.device)
+    steps = torch.linspace(0, 1, settings.plot_grid, dtype=points.dtype, device=points.device)
     sides = [low[i] + (high[i] - low[i]) * steps for i in (0, 1)]
     inputs = as_data(torch.cartesian_prod(*sides))
     views = _views(model, posteriors, data, num_samples, linearized)
     figure, panels = _panels(list(views))
     for axes, (view, draws) in zip(panels, views.values(), strict=True):
-        site, expected = next(iter(_at(view, inputs).expected(draws.values).items()))
+        site, expected = next(iter(_at_inputs(view, inputs).expected(draws.values).items()))
         probs = _class_probs(expected.mean(0), len(inputs.source))
-        _surface(axes, probs.reshape(_GRID, _GRID, -1), [_numpy(side) for side in sides])
-        observed = _numpy(view.observed[site]).reshape(-1).astype(int)
+        _surface(axes, probs.reshape(len(steps), len(steps), -1), [_array(side) for side in sides])
+        observed = _array(view.observed[site]).reshape(-1).astype(int)
         for label in range(probs.shape[1]):
             name = class_names[label] if label < len(class_names) else f"class {label}"
-            mine = _numpy(points)[observed == label]
+            mine = _array(points)[observed == label]
             color = COLORS[label % len(COLORS)]
             axes.plot(*mine.T, "o", color=color, markeredgecolor="white", markeredgewidth=0.7, markersize=5, label=name)
         axes.set_xlabel(labels[0])
@@ -149,7 +148,7 @@ def _views(
     return views
 
 
-def _at(view: View, inputs: Data) -> View:
+def _at_inputs(view: View, inputs: Data) -> View:
     """The same program at new inputs."""
     return View(replace(view.program, own_indices={}, external={}), inputs)
 
@@ -181,12 +180,12 @@ def _first_column(data: Data) -> np.ndarray:
         if not tensors:
             raise InvalidOption("a batch holds no tensor along which to predict")
         columns.append(tensors[0].reshape(len(tensors[0]), -1)[:, 0])
-    return _numpy(torch.cat(columns))
+    return _array(torch.cat(columns))
 
 
 def _class_probs(expected: Tensor, num_points: int) -> np.ndarray:
     """Class probabilities [points, classes]."""
-    probs = _numpy(expected).reshape(num_points, -1)
+    probs = _array(expected).reshape(num_points, -1)
     return np.concatenate([1 - probs, probs], 1) if probs.shape[1] == 1 else probs
 
 
@@ -201,5 +200,5 @@ def _surface(axes: Axes, probs: np.ndarray, sides: list[np.ndarray]) -> None:
     axes.clabel(lines, fontsize=7)
 
 
-def _numpy(value: Tensor) -> np.ndarray:
+def _array(value: Tensor) -> np.ndarray:
     return value.detach().cpu().numpy()

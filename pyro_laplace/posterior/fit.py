@@ -13,30 +13,31 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace._typing import Theta
-from pyro_laplace.capture.anchor import Point
-from pyro_laplace.capture.first_run import FirstRun
-from pyro_laplace.capture.last_layer import LastLayer
+from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.curvature.root import Curvature
-from pyro_laplace.data import Data, as_data
+from pyro_laplace.curvature.table import CURVATURES
+from pyro_laplace.data import as_data
 from pyro_laplace.mode.descent import descend
-from pyro_laplace.mode.fit_map import SMALL, discard_params, fit_map
-from pyro_laplace.mode.given import point_of
+from pyro_laplace.mode.fit_map import discard_params, fit_map
+from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.mode.reached import Reached, Stopped
 from pyro_laplace.posterior.evidence import log_evidence
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
 from pyro_laplace.posterior.mode_check import judge, report
-from pyro_laplace.posterior.subset import Subnetwork, Subset, free_index, select
+from pyro_laplace.posterior.subset import Subnetwork, Subset, select
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
-from pyro_laplace.structure.accumulate import CURVATURES
-from pyro_laplace.structure.build import build_precision, check_combination
-from pyro_laplace.structure.data_pass import Pass, Tally
-from pyro_laplace.structure.options import Structure, check_structure
+from pyro_laplace.program.sites import coordinates_of
+from pyro_laplace.reading.prior import Prior
+from pyro_laplace.settings import settings
+from pyro_laplace.structure.build import check_combination, check_structure, sum_over_data
+from pyro_laplace.structure.likelihood_sum import LikelihoodSum
+from pyro_laplace.structure.options import Structure
 from pyro_laplace.structure.precision import Precision
-
-_GAUSS_NEWTON_STEPS = 20
-_LONGER = "train longer, or give polish=True"
+from pyro_laplace.structure.sum import NeedsDouble
 
 
 @overload
@@ -114,10 +115,11 @@ def fit_laplace(
         jacobian: True builds the Gaussian at the mode of the density of theta, ``log |dx/dtheta|`` included; False at
             AutoDelta's, the mode of the density of the constrained values.
         polish: True moves the point to the mode, False leaves it, "auto" moves it where it must: sites with constraints
-            and `jacobian=True`, or a program of at most 200 coordinates. A trained network is measured, not retrained.
+            and `jacobian=True`, or a program of at most `settings.small` coordinates. A trained network is measured,
+            not retrained.
         on_not_a_mode: what to do about a point further than 0.1 sqrt(P) posterior standard deviations from the mode:
             "warn", "raise" or "ignore".
-        progress: whether to show a progress bar while the mode is fitted.
+        progress: whether to show a progress bar while the mode is fitted, and for passes over the data that last.
         weights: of a mixture: "evidence" (the default: softmax of the log evidences) or "equal".
 
     Returns:
@@ -132,7 +134,7 @@ def fit_laplace(
     start = time.perf_counter()
     if isinstance(map_guide, list | tuple):
         chosen = {"subset": subset, "structure": structure, "curvature": curvature, "jacobian": jacobian}
-        chosen |= {"polish": polish, "on_not_a_mode": on_not_a_mode}
+        chosen |= {"polish": polish, "on_not_a_mode": on_not_a_mode, "progress": progress}
         return fit_mixture(partial(fit_laplace, model, data, **chosen), map_guide, subset, weights)
     if weights is not None:
         raise InvalidOption(f"weights={weights!r} is for a mixture: give map_guide a list of mode guides")
@@ -141,103 +143,140 @@ def fit_laplace(
     check_option("jacobian", jacobian, (True, False))
     check_option("polish", polish, (True, False, "auto"))
     check_option("on_not_a_mode", on_not_a_mode, ("warn", "raise", "ignore"))
-    data = as_data(data)
-    given = map_guide is not None
     check_combination(structure, CURVATURES[curvature])
+    data, given = as_data(data), map_guide is not None
     if map_guide is None:
         select(subset, Program.trace(model, data), data)  # a typo need not wait for the training
         fitted = fit_map(model, data, progress=progress)
-        map_guide = point_of(fitted, data)
+        map_guide = values_given(fitted, data)
         discard_params(fitted)
     measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
     generator = subset.generator() if isinstance(subset, Subnetwork) else None
     with undisturbed(), torch.no_grad():
-        first, layers = FirstRun() if subset == "all" else None, LastLayer() if subset == "last_layer" else None
-        watchers = [watcher for watcher in (first, layers) if watcher is not None]
-        program = Program.trace(model, data, point_of(map_guide, data), watchers)
-        random = select(subset, program, data, None if layers is None or program.hidden else layers.sites)
-        search = _Search(program, data, free_index(program, random), structure, measure, jacobian, first)
-        theta = search.move(program.start, polish, given)
+        program = Program.trace(model, data, values_given(map_guide, data))
+        index = coordinates_of(program.latents, select(subset, program, data)).to(program.start.device)
+        search = _Search(Loop(program, data), index, structure, measure, jacobian, progress)
+        theta, stopped = search.mode(polish, given)
         if isinstance(subset, Subnetwork) and generator is not None:
             search = replace(search, index=subset.choose(program, theta, lambda: search.variance(theta), generator))
-        precision, tally = search.precision(theta)
+        found = search.measured(theta)
         if polish is True or (polish == "auto" and not given):
-            theta, precision, tally = search.gauss_newton(theta, precision, tally)
-        moved = not torch.equal(theta, program.start)
-        mode = judge(theta, tally.log_lik + tally.log_prior, tally.gradient, precision, moved)
+            found = search.gauss_newton(found)
+        moved = not torch.equal(found.theta, program.start)
+        mode = judge(found.theta, found.log_joint, found.gradient, found.precision, moved, stopped)
         report(mode, on_not_a_mode, _LONGER if given else "give a map_guide trained longer")
+        evidence = log_evidence(found.likelihood.log_lik, found.prior.log_density_of_free, found.precision)
         guide = AutoLaplace(
             model,
             program.latents,
             search.index,
             mode,
-            precision,
+            found.precision,
             structure=structure,
             curvature=curvature,
             observed=program.observed,
-            log_evidence=log_evidence(tally.log_lik, tally.log_prior_of_free, precision),
+            log_evidence=evidence,
+            likelihood_sum=found.likelihood,
+            prior=found.prior,
         )
     guide.fit_seconds = time.perf_counter() - start
     return guide
+
+
+_LONGER = "train longer, or give polish=True"
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A point with the sum over data and the prior there, and the precision that both make."""
+
+    likelihood: LikelihoodSum
+    prior: Prior
+    precision: Precision
+
+    @property
+    def theta(self) -> Theta:
+        """The point."""
+        return self.likelihood.anchor.theta
+
+    @property
+    def log_joint(self) -> float:
+        """Log density there."""
+        return self.likelihood.log_lik + self.prior.log_density
+
+    @property
+    def gradient(self) -> Theta:
+        """Its gradient over the random coordinates."""
+        return self.likelihood.gradient + self.prior.log_gradient
 
 
 @dataclass(frozen=True)
 class _Search:
     """The posterior's precision anywhere, and the way to the mode by it."""
 
-    program: Program
-    data: Data
+    loop: Loop
     index: Tensor
     structure: Structure
     curvature: Curvature
     jacobian: bool
-    first: FirstRun | None = None
+    progress: bool
 
-    def precision(self, theta: Theta) -> tuple[Precision, Tally]:
-        """Lambda at a point, and what the pass over the data found there besides."""
-        visit = Pass(self.program, Point(theta, self.index), self.data, self.jacobian, first=self.first)
-        return build_precision(self.structure, self.curvature, visit), visit.tally
+    def measured(self, theta: Theta) -> _Measured:
+        """The sum over data at a point, and Lambda; in float64 throughout where that is needed."""
+        anchor = Anchor(theta, self.index, self.loop.program.latents, self.curvature.name)
+        options: dict[str, Any] = {"jacobian": self.jacobian, "progress": self.progress}
+        found = sum_over_data(self.loop, anchor, self.curvature, self.structure, **options)
+        try:
+            return _Measured(found.likelihood, found.prior, found.likelihood.posterior(found.prior))
+        except NeedsDouble:
+            found = sum_over_data(self.loop, anchor, self.curvature, self.structure, double=True, **options)
+        return _Measured(found.likelihood, found.prior, found.likelihood.posterior(found.prior))
 
     def variance(self, theta: Theta) -> Theta:
         """Marginal variances under the diagonal approximation."""
-        return replace(self, structure="diag").precision(theta)[0].variance()
+        return replace(self, structure="diag").measured(theta).precision.variance()
 
     def objective(self, theta: Theta, index: Tensor) -> Objective:
-        return Objective(self.program, self.data, self.jacobian, theta, index)
+        """Minus the log joint over some coordinates."""
+        return Objective(self.loop, self.jacobian, theta, index)
 
-    def move(self, theta: Theta, polish: bool | str, given: bool) -> Theta:
-        """To the mode of the log joint, as far as `polish` asks."""
+    def mode(self, polish: bool | str, given: bool) -> tuple[Theta, Stopped | None]:
+        """The mode of the log joint, searched for as far as `polish` asks, and why the search ended."""
+        program, theta = self.loop.program, self.loop.program.start
         everything = torch.arange(len(theta), device=theta.device)
-        constrained = [name for name, latent in self.program.latents.items() if latent.constrained]
+        constrained = [name for name, latent in program.latents.items() if latent.constrained]
         must = self.jacobian and bool(constrained)
         if polish is False:
-            return theta
-        if len(theta) <= SMALL:
-            return self._minimise(theta, everything)
+            return theta, None
+        if len(theta) <= settings.small:
+            return self._minimised(theta, everything)
         if polish is True or not given:
-            objective = self.objective(theta, everything)
-            return objective.embed(descend(objective))
-        return self._minimise(theta, free_index(self.program, constrained)) if must else theta
+            return self._searched(descend, theta, everything)
+        where = coordinates_of(program.latents, constrained).to(theta.device)
+        return self._minimised(theta, where) if must else (theta, None)
 
-    def gauss_newton(self, theta: Theta, precision: Precision, tally: Tally) -> tuple[Theta, Precision, Tally]:
+    def gauss_newton(self, found: _Measured) -> _Measured:
         """Steps Lambda^-1 g with backtracking, until the decrement says that this is a mode."""
-        for _ in range(_GAUSS_NEWTON_STEPS):
-            objective = self.objective(theta, self.index)
-            part, value = objective.start, -(tally.log_lik + tally.log_prior)
-            step = precision.solve(tally.gradient)
-            slope = float(step @ tally.gradient)
-            if slope <= 0.01 * 0.1**2 * len(part):
+        for _ in range(settings.gauss_newton_steps):
+            objective = self.objective(found.theta, self.index)
+            here, value = objective.start, -found.log_joint
+            step = found.precision.solve(found.gradient)
+            slope = float(step @ found.gradient)
+            if slope <= (settings.fine_decrement * len(here) ** 0.5) ** 2:
                 break
             for halving in range(12):
-                trial, _ = objective.value_and_gradient(part + 0.5**halving * step)
+                trial, _ = objective.value_and_gradient(here + 0.5**halving * step)
                 if value - float(trial) > 1e-4 * 0.5**halving * slope:
                     break
             else:
                 break
-            theta = objective.embed(part + 0.5**halving * step)
-            precision, tally = self.precision(theta)
-        return theta, precision, tally
+            found = self.measured(objective.embed(here + 0.5**halving * step))
+        return found
 
-    def _minimise(self, theta: Theta, index: Tensor) -> Theta:
+    def _minimised(self, theta: Theta, index: Tensor) -> tuple[Theta, Stopped]:
+        return self._searched(minimise if len(index) <= settings.small else descend, theta, index)
+
+    def _searched(self, method: Callable[[Objective], Reached], theta: Theta, index: Tensor) -> tuple[Theta, Stopped]:
         objective = self.objective(theta, index)
-        return objective.embed(minimise(objective) if len(index) <= SMALL else descend(objective))
+        reached = method(objective)
+        return objective.embed(reached.part), reached.stopped

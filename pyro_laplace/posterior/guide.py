@@ -15,6 +15,9 @@ from pyro_laplace._compat.pyro import prototype_frames, stripped_trace
 from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.mode.mode import Mode
 from pyro_laplace.program.sites import Latent
+from pyro_laplace.reading.prior import Prior
+from pyro_laplace.settings import settings
+from pyro_laplace.structure.likelihood_sum import LikelihoodSum
 from pyro_laplace.structure.options import Structure
 from pyro_laplace.structure.precision import Precision
 
@@ -67,6 +70,9 @@ class AutoLaplace(AutoContinuous):
         curvature: the curvature it was built from.
         observed: names of the observed sites that the posterior is conditioned on.
         fit_seconds: wall time of `fit_laplace`.
+        likelihood_sum: the likelihood's curvature summed over data, of which `precision` was made; None where it was
+            larger than `settings.keep_sum_bytes`.
+        prior: the prior's curvature; None where there is no posterior density, but a point.
     """
 
     loc: Tensor
@@ -86,6 +92,8 @@ class AutoLaplace(AutoContinuous):
         curvature: str,
         observed: tuple[str, ...],
         log_evidence: float,
+        likelihood_sum: LikelihoodSum | None = None,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__(model)
         self._model = (model,)  # without AutoContinuous's messenger: nothing is initialised here
@@ -105,6 +113,9 @@ class AutoLaplace(AutoContinuous):
         self.mode = mode
         self.structure, self.curvature, self.observed = structure, curvature, observed
         self.register_buffer("_log_evidence", torch.tensor(log_evidence, dtype=torch.float64))
+        small = likelihood_sum is not None and likelihood_sum.num_bytes <= settings.keep_sum_bytes
+        self.likelihood_sum = likelihood_sum if small else None
+        self.prior = None if prior is None else prior.detached()
 
     @property
     def log_evidence(self) -> float:

@@ -18,14 +18,14 @@ from pyro_laplace._compat.pyro import auxiliary_name, prototype_frames, share_pa
 from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace._typing import Theta
 from pyro_laplace.data import Data, as_data
-from pyro_laplace.mode.given import point_of
+from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.mode import Mode
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture_density import POINT, MixtureDensity
 from pyro_laplace.posterior.subset import Subnetwork, Subset
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import Latent
-from pyro_laplace.structure.diag import Diag
+from pyro_laplace.structure.diag_block import DiagBlock
 from pyro_laplace.structure.precision import Precision
 
 WEIGHTS = ("evidence", "equal")
@@ -277,7 +277,7 @@ def fit_mixture(fit: Callable[[Any], AutoLaplace], starts: Any, subset: Subset, 
 def _point(model: Callable[..., Any], data: Data, map_guide: Any) -> AutoLaplace:
     """A component at the point given, with infinite precision."""
     with undisturbed(), torch.no_grad():
-        program = Program.trace(model, data, point_of(map_guide, data))
+        program = Program.trace(model, data, values_given(map_guide, data))
         theta = program.start
         chunks = list(program.chunks(data))
         log_lik = sum(float(program.log_joint(theta, chunk, prior=0.0)) for chunk in chunks)
@@ -288,7 +288,7 @@ def _point(model: Callable[..., Any], data: Data, map_guide: Any) -> AutoLaplace
             program.latents,
             everything,
             Mode(theta, log_joint, torch.zeros_like(theta, dtype=torch.float64), decrement=0.0, moved=False),
-            Precision([(everything, Diag(torch.full_like(theta, torch.inf)))], theta.dtype),
+            Precision([(everything, DiagBlock(torch.full_like(theta, torch.inf)))], theta.dtype),
             structure=POINT,
             curvature="none",
             observed=program.observed,

@@ -7,10 +7,13 @@ from torch import Tensor
 from pyro_laplace._errors import NotAMode, NotAModeWarning
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.mode import Mode
+from pyro_laplace.mode.reached import Stopped
 from pyro_laplace.structure.precision import Precision
 
 
-def judge(theta: Theta, log_joint: float, gradient: Tensor, precision: Precision, moved: bool) -> Mode:
+def judge(
+    theta: Theta, log_joint: float, gradient: Tensor, precision: Precision, moved: bool, stopped: Stopped | None = None
+) -> Mode:
     """A point with its Newton decrement ``sqrt(g' Lambda^-1 g)``.
 
     Args:
@@ -19,12 +22,13 @@ def judge(theta: Theta, log_joint: float, gradient: Tensor, precision: Precision
         gradient: g, of the log density in the random coordinates [random].
         precision: Lambda.
         moved: whether the point was moved from where the map guide left it.
+        stopped: why the search that moved it ended.
 
     Returns:
         the point judged.
     """
     decrement = float(precision.push(gradient).norm())  # |R'^-1 g|, at half the price of a solve
-    return Mode(theta, log_joint, gradient, decrement, moved)
+    return Mode(theta, log_joint, gradient, decrement, moved, stopped)
 
 
 def report(mode: Mode, on_not_a_mode: str, remedy: str) -> None:
@@ -40,10 +44,11 @@ def report(mode: Mode, on_not_a_mode: str, remedy: str) -> None:
     """
     if mode.is_mode or on_not_a_mode == "ignore":
         return
+    why = "" if mode.stopped is None else f"The search for it stopped because {mode.stopped}. "
     message = (
         f"this point is not a mode: Newton decrement {mode.decrement:.3g} (its distance to the mode in posterior "
         f"standard deviations; {mode.allowed:.3g} is allowed for {mode.num_random} coordinates), gradient norm "
-        f"{mode.gradient_norm:.3g}. To mend it, {remedy}. on_not_a_mode='ignore' accepts it as it is"
+        f"{mode.gradient_norm:.3g}. {why}To mend it, {remedy}. on_not_a_mode='ignore' accepts it as it is"
     )
     if on_not_a_mode == "raise":
         raise NotAMode(message)

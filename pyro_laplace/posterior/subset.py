@@ -107,11 +107,11 @@ class Subnetwork:
         return score.topk(self.size or len(theta)).indices.sort().values
 
 
-Subset = str | Iterable[str] | Callable[[str], bool] | Subnetwork
+type Subset = str | Iterable[str] | Callable[[str], bool] | Subnetwork
 """What `subset=` may be."""
 
 
-def select(subset: Subset, program: Program, data: Data, last: frozenset[str] | None = None) -> tuple[str, ...]:
+def select(subset: Subset, program: Program, data: Data) -> tuple[str, ...]:
     """The random sites, in trace order.
 
     Args:
@@ -120,7 +120,6 @@ def select(subset: Subset, program: Program, data: Data, last: frozenset[str] | 
             later and may lie in any site (of its mask).
         program: the traced program.
         data: the data.
-        last: the sites of the last layer, where they are known.
 
     Returns:
         their names, at least one.
@@ -135,7 +134,7 @@ def select(subset: Subset, program: Program, data: Data, last: frozenset[str] | 
     if isinstance(subset, str) and subset == "all":
         return names
     if isinstance(subset, str) and subset == "last_layer":
-        found = last_layer(program, data) if last is None else last
+        found = last_layer(program, data)
         if not found:
             raise InvalidOption(
                 "subset='last_layer': no product of an activation with a latent site was found before the observed "
@@ -159,22 +158,3 @@ def select(subset: Subset, program: Program, data: Data, last: frozenset[str] | 
     if not patterns:
         raise InvalidOption(f"subset is empty; the latent sites are {list(names)}")
     return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
-
-
-def free_index(program: Program, names: Iterable[str]) -> Tensor:
-    """The coordinates of some sites in theta, ascending."""
-    chosen = set(names)
-    parts = [torch.arange(s.start, s.stop) for name, s in program.layout.items() if name in chosen]
-    return torch.cat(parts).to(program.start.device)
-
-
-def names_of(program: Program, index: Tensor) -> tuple[str, ...]:
-    """The sites that hold some coordinates of theta, given in ascending order, in trace order."""
-    return tuple(name for name, count in counts_of(program, index).items() if count)
-
-
-def counts_of(program: Program, index: Tensor) -> dict[str, int]:
-    """How many of some coordinates of theta, given in ascending order, each site holds."""
-    stops = torch.tensor([place.stop for place in program.layout.values()], device=index.device)
-    before = [0, *torch.searchsorted(index, stops).tolist()]
-    return {name: stop - start for name, start, stop in zip(program.layout, before, before[1:], strict=False)}

@@ -85,16 +85,16 @@ def _to_components(constraint: Any) -> Transform:
 
 
 @biject_to.register(constraints.cat)
-def _cat(constraint: Any) -> Transform:
-    return CatTransform(_elementwise(constraint), constraint.dim, constraint.lengths)
+def _of_concatenation(constraint: Any) -> Transform:
+    return CatTransform(_bijections_of_parts(constraint), constraint.dim, constraint.lengths)
 
 
 @biject_to.register(constraints.stack)
-def _stack(constraint: Any) -> Transform:
-    return StackTransform(_elementwise(constraint), constraint.dim)
+def _of_stack(constraint: Any) -> Transform:
+    return StackTransform(_bijections_of_parts(constraint), constraint.dim)
 
 
-def _elementwise(constraint: Any) -> list[Transform]:
+def _bijections_of_parts(constraint: Any) -> list[Transform]:
     """Bijections to the parts of a constraint, which torch joins rightly only where each maps single numbers."""
     parts = [biject_to(part) for part in constraint.cseq]
     if any(part.codomain.event_dim for part in parts):

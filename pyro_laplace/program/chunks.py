@@ -19,11 +19,13 @@ class Chunk:
         indices: what the plates that draw their own indices shall visit.
         weights: plate name to the weight of each of its elements. 0 for an index that another chunk already visited;
             size / visited where the data given are only a part of what the plate stands for.
+        rows: of the batch that the user gave, where the chunk is a part of it, or several joined; else None.
     """
 
     batch: Batch
     indices: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: int | None = None
 
 
 def index_chunks(subsampled: Mapping[str, tuple[int, int]]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:

@@ -53,7 +53,7 @@ def marginalise(run: Run, nesting: int) -> Run:
     gone = {name for factor in factors for name in factor.sources}
     return replace(
         run,
-        latents={name: _flat(site, nesting) if name in gone else site for name, site in run.latents.items()},
+        latents={name: _without_density(site, nesting) if name in gone else site for name, site in run.latents.items()},
         observed={name: site for name, site in run.observed.items() if name not in gone},
         factors={name: site for name, site in run.factors.items() if name not in gone} | {s.name: s for s in sums},
         discrete={},
@@ -115,7 +115,7 @@ def _common_scale(sites: Sequence[Site]) -> float | Tensor:
     return sites[0].scale
 
 
-def _flat(site: Site, nesting: int) -> Site:
+def _without_density(site: Site, nesting: int) -> Site:
     """A latent site whose density is counted elsewhere."""
     batch = site.value.shape[: site.value.dim() - len(site.fn.event_shape)]
     return replace(site, fn=dist.ImproperUniform(site.fn.support, batch, site.fn.event_shape))

@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from pyro_laplace._compat.torch import is_lazy, own_buffers, own_children
 from pyro_laplace._errors import UnsupportedProgram
-
-_SHOWN = 3
-"""Names of buffers that an error shows."""
+from pyro_laplace.settings import settings
 
 
 class _Buffer(NamedTuple):
@@ -39,13 +37,13 @@ class _Buffer(NamedTuple):
     def has_changed(self) -> bool:
         """Whether it is no longer what it was; another tensor of the same value is."""
         now = self.now
-        return now is not self.own if self.value is None or now is None else not _equal(now, self.value)
+        return now is not self.own if self.value is None or now is None else not _same_values(now, self.value)
 
     def restore(self) -> None:
         """Put it back, without a touch of what has not changed: a graph of the user's may hold it."""
         if self.now is not self.own:
             setattr(self.module, self.key, self.own)
-        if self.own is not None and self.value is not None and not _equal(self.own, self.value):
+        if self.own is not None and self.value is not None and not _same_values(self.own, self.value):
             self.own.copy_(self.value)
 
 
@@ -73,10 +71,10 @@ class ModulesKept:
             path, module = pending.pop()
             if module not in self.modes:
                 self.modes[module] = module.training
-                for key, own in module._buffers.items():
+                for key, own in own_buffers(module).items():
                     full_name = f"{path}.{key}" if path else key
                     self.buffers.append(_Buffer(module, key, full_name, own, _copy_of(own)))
-                inside = reversed(module._modules.items())
+                inside = reversed(own_children(module).items())
                 pending += [(f"{path}.{key}" if path else key, child) for key, child in inside if child is not None]
 
     def changed(self) -> Collection[str]:
@@ -131,8 +129,8 @@ def refuse_changed_buffers(changed: Collection[str], random: bool = False) -> No
     """
     if not changed:
         return
-    shown = ", ".join(map(repr, list(changed)[:_SHOWN]))
-    more = f", ... ({len(changed)} in all)" if len(changed) > _SHOWN else ""
+    shown = ", ".join(map(repr, list(changed)[: settings.shown_names]))
+    more = f", ... ({len(changed)} in all)" if len(changed) > settings.shown_names else ""
     besides = ", and its log density changes from run to run (as with dropout)" if random else ""
     raise UnsupportedProgram(
         f"the program changes its own buffers [{shown}{more}] as it runs (as a batch normalisation in training mode "
@@ -165,7 +163,7 @@ def _copy_of(buffer: Tensor | None) -> Tensor | None:
     return buffer.detach().clone()
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _same_values(one: Tensor, other: Tensor) -> bool:
     kinds = ((each.shape, each.dtype, each.device, each.layout) for each in (one, other))
     if next(kinds) != next(kinds):
         return False

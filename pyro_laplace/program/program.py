@@ -1,6 +1,6 @@
 """The Pyro program as functions of theta: log prior, log likelihood per datum, and the distributions of its data."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.marginal import marginalise
 from pyro_laplace.program.module_state import modules_kept, refuse_changed_buffers
-from pyro_laplace.program.run import Recorder, Run, Site, Watcher, run_model
+from pyro_laplace.program.run import Recorder, Run, Site, run_model
 from pyro_laplace.program.sites import Latent, pack, unpack
 from pyro_laplace.program.validate import (
     latent_layout,
@@ -64,16 +64,13 @@ class Program:
     start: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @staticmethod
-    def trace(
-        model: Callable[..., Any], data: Data, values: Values | None = None, watchers: Collection[Watcher] = ()
-    ) -> "Program":
+    def trace(model: Callable[..., Any], data: Data, values: Values | None = None) -> "Program":
         """Run the model and read its structure.
 
         Args:
             model: a Pyro program.
             data: what it is called with; observed sites are those that have a value on this call.
             values: value of every latent site; without them they start from `init_to_start`.
-            watchers: look on at the run.
 
         Returns:
             the program, whose `start` is theta at these values.
@@ -86,9 +83,7 @@ class Program:
             first = data.first()
             fill = start_value if values is None else refuse_missing
             with torch.enable_grad():
-                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True, watchers=watchers))
-            for watcher in watchers:
-                watcher.keep(run, first)
+                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True))
             drew = before is not None and not before.is_current()
             changed = kept.changed()
             refuse_no_likelihood(run, data.one_batch)
@@ -130,7 +125,7 @@ class Program:
         return sum(latent.size for latent in self.latents.values())
 
     def unpack(self, theta: Tensor) -> dict[str, Tensor]:
-        """Theta [..., params] to site values."""
+        """theta [..., params] to site values."""
         return unpack(self.latents, theta)
 
     def pack(self, values: Values) -> Theta:

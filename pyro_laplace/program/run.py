@@ -1,16 +1,13 @@
 """One run of the program with given values: what each sample statement was, and how much it counts."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pyro_laplace._compat.pyro import (
     Enumeration,
@@ -101,35 +98,6 @@ class Run:
 Fill = Callable[[Mapping[str, Any]], Tensor]
 
 
-class Watcher[Mode: TorchFunctionMode](ABC):
-    """What looks on while a program is traced, by a mode that is active around its run.
-
-    Args:
-        mode: sees the operations.
-    """
-
-    def __init__(self, mode: Mode) -> None:
-        self._mode = mode
-
-    def __enter__(self) -> None:
-        """Look on from here on."""
-        self._mode.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Look on no more."""
-        self._mode.__exit__(kind, error, trace)
-
-    @abstractmethod
-    def latent(self, name: str, leaf: Tensor, value: Tensor) -> None:
-        """A latent site has its value, a view of a flat leaf of the graph."""
-
-    @abstractmethod
-    def keep(self, run: Run, batch: Batch) -> None:
-        """The program has run on a batch."""
-
-
 class Recorder(Messenger):
     """Replaces latent values, records every site, and hides the run from the handlers around it.
 
@@ -141,7 +109,6 @@ class Recorder(Messenger):
             distributions are wanted). True: draw from the likelihood, data or not.
         indices: plate name to the indices it shall visit.
         leaves: whether latent values are made of leaves of a graph, which shows what depends on them.
-        watchers: are told of these.
         nesting: number of axes that plates take, to the left of which marked discrete sites have all their values at
             once; None leaves them at one value, or a draw where the observed sites are drawn.
         computed: deterministic sites whose density counts; None finds out which.
@@ -156,11 +123,10 @@ class Recorder(Messenger):
         indices: Mapping[str, Tensor] | None = None,
         leaves: bool = False,
         nesting: int | None = None,
-        watchers: Collection[Watcher] = (),
         computed: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
-        self.nesting, self.watchers, self.computed = nesting, tuple(watchers), computed
+        self.nesting, self.computed = nesting, computed
         self.enumeration = None if nesting is None else Enumeration(nesting)
         self.leaves = leaves
         self.values, self.observed, self.fill, self.sample, self.indices = values, observed, fill, sample, indices or {}
@@ -255,15 +221,7 @@ class Recorder(Messenger):
                 f"{sorted(self.values)}. If it is an observed site, give its data. If the guide is of another program, "
                 "give the program it was fitted to. Else the program's structure must not change from call to call"
             )
-        msg["value"], msg["done"] = self._of_leaf(name, value) if self.leaves else value, True
-
-    def _of_leaf(self, name: str, value: Tensor) -> Tensor:
-        leaf = value.detach().reshape(-1).detach().requires_grad_()
-        with torch.enable_grad():
-            value = leaf.view(value.shape)
-        for watcher in self.watchers:
-            watcher.latent(name, leaf, value)
-        return value
+        msg["value"], msg["done"] = _of_leaf(value) if self.leaves else value, True
 
     def _postprocess_message(self, msg: Any) -> None:
         name = msg["name"]
@@ -298,14 +256,19 @@ class Recorder(Messenger):
             self.run.latents[name] = site
 
 
+def _of_leaf(value: Tensor) -> Tensor:
+    """A value that is made of a flat leaf of a graph."""
+    leaf = value.detach().reshape(-1).detach().requires_grad_()
+    with torch.enable_grad():
+        return leaf.view(value.shape)
+
+
 def run_model(model: Callable[..., Any], batch: Batch, recorder: Recorder) -> Run:
     """Call the model on a batch under a recorder."""
     with ExitStack() as stack:
         if recorder.enumeration is not None:
             stack.enter_context(recorder.enumeration)
         stack.enter_context(recorder)
-        for watcher in recorder.watchers:
-            stack.enter_context(watcher)
         model(*batch.args, **batch.kwargs)
     return recorder.run
 

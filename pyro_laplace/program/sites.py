@@ -1,6 +1,6 @@
-"""The latent sites of a program and their layout in theta."""
+"""The latent sites of a program, their layout in theta, and coordinates of theta by site."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,10 +75,29 @@ class Latent:
 
 
 def unpack(latents: Mapping[str, Latent], theta: Tensor) -> dict[str, Tensor]:
-    """Theta [..., params] to site values `[..., *shape]`."""
+    """theta [..., params] to site values `[..., *shape]`."""
     return {name: latent.constrain(theta[..., latent.slice]) for name, latent in latents.items()}
 
 
 def pack(latents: Mapping[str, Latent], values: Values) -> Theta:
     """Site values to theta."""
     return torch.cat([latent.unconstrain(values[name]) for name, latent in latents.items()])
+
+
+def coordinates_of(latents: Mapping[str, Latent], names: Iterable[str]) -> Tensor:
+    """The coordinates of some sites in theta, ascending."""
+    chosen = set(names)
+    parts = [torch.arange(site.slice.start, site.slice.stop) for name, site in latents.items() if name in chosen]
+    return torch.cat([torch.zeros(0, dtype=torch.long), *parts])
+
+
+def counts_of(latents: Mapping[str, Latent], index: Tensor) -> dict[str, int]:
+    """How many of some coordinates of theta, given in ascending order, each site holds."""
+    stops = torch.tensor([latent.slice.stop for latent in latents.values()], device=index.device)
+    before = [0, *torch.searchsorted(index, stops).tolist()]
+    return {name: stop - start for name, start, stop in zip(latents, before, before[1:], strict=False)}
+
+
+def names_of(latents: Mapping[str, Latent], index: Tensor) -> tuple[str, ...]:
+    """The sites that hold some coordinates of theta, given in ascending order, in trace order."""
+    return tuple(name for name, count in counts_of(latents, index).items() if count)

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_laplace._compat.pyro import as_start
 from pyro_laplace._errors import InvalidOption
-
-_DRAWS = 15
-
-_FAR = 20.0
-"""Unconstrained coordinates beyond which a bounded or positive site does not start: exp(20) is 5e8."""
+from pyro_laplace.settings import settings
 
 
 def init_to_start(site: Mapping[str, Any]) -> Tensor:
@@ -22,9 +19,9 @@ def init_to_start(site: Mapping[str, Any]) -> Tensor:
     A site says where it starts by ``pyro.sample(name, prior, infer={"start": value})``, or by a function of nothing
     that computes the value. A trained network's weights start so.
 
-    Otherwise the median of 15 draws is central and insensitive to heavy tails, yet random enough to break the symmetry
-    of a network's hidden units; an improper prior (`dist.ImproperUniform`) is never sampled. This serves as an
-    ``init_loc_fn`` of Pyro's autoguides.
+    Otherwise the median of `settings.start_draws` draws is central and insensitive to heavy tails, yet random enough to
+    break the symmetry of a network's hidden units; an improper prior (`dist.ImproperUniform`) is never sampled. This
+    serves as an ``init_loc_fn`` of Pyro's autoguides.
 
     Args:
         site: a sample message or trace node, with its distribution under ``"fn"``.
@@ -37,9 +34,7 @@ def init_to_start(site: Mapping[str, Any]) -> Tensor:
     """
     start = (site.get("infer") or {}).get("start")
     start = _central(site["fn"]) if start is None else _own(site, start)
-    start = start.detach().clone()
-    setattr(start, "_pyro_custom_init", False)  # noqa: B010 (no attribute of Tensor) tells Pyro's InitMessenger that this is a start, not a fixed value
-    return start
+    return as_start(start)
 
 
 def _own(site: Mapping[str, Any], start: Any) -> Tensor:
@@ -61,13 +56,13 @@ def _central(fn: Any) -> Tensor:
     try:
         with warnings.catch_warnings():  # of what a draw is: this one is but a start
             warnings.simplefilter("ignore")
-            draws = transform.inv(fn.sample((_DRAWS,)))
+            draws = transform.inv(fn.sample((settings.start_draws,)))
         median = draws.median(dim=0).values
     except NotImplementedError:
         median = _origin(fn, transform)
     median = torch.nan_to_num(median, nan=0.0, posinf=0.0, neginf=0.0)
-    if bool((median.abs() > _FAR).any()) and not torch.equal(transform(median), median):
-        median = torch.where(median.abs() > _FAR, _of_mean(fn, transform).to(median), median)
+    if bool((median.abs() > settings.start_far).any()) and not torch.equal(transform(median), median):
+        median = torch.where(median.abs() > settings.start_far, _of_mean(fn, transform).to(median), median)
     return transform(median)
 
 

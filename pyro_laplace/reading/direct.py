@@ -4,50 +4,25 @@ With ``eta_n = W a_n`` (a softmax does not see the constant that normalising tak
 ``sum_n w_n I_n (x) a_n a_n'``, for as many classes as there are.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.contraction import Output
+from pyro_laplace.capture.layers import layers_of
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Information, Root
-from pyro_laplace.reading.factors import layers_of
+from pyro_laplace.reading.records import Direct
 from pyro_laplace.reading.verification import unexplained
 
 
-@dataclass(frozen=True, eq=False)
-class Direct:
-    """The curvature of one observed site in such a layer, and in nothing else.
-
-    Attributes:
-        index: free coordinates [o, i].
-        inputs: a [n, i], of the data that weigh something.
-        information: of the site.
-        live: which data these are [n].
-        has_bias: whether the last input is the 1 of a bias.
-    """
-
-    index: Tensor
-    inputs: Tensor
-    information: Information
-    live: Tensor
-    has_bias: bool
-
-    def diagonal(self) -> Tensor:
-        """``sum_n w_n I_n[o,o] a_n[i]^2`` [o, i]."""
-        weights = self.information.diagonals()[self.live].to(self.inputs)
-        return (weights.mT @ self.inputs.square()).double()
-
-
-def direct_of(run: CapturedRun, root: Root | None, point: Point) -> Direct | None:
+def direct_of(run: CapturedRun, root: Root | None, anchor: Anchor) -> Direct | None:
     """The curvature, where the free sites are the weight and bias of such a layer; None elsewhere.
 
     Args:
         run: the program's run, captured.
         root: of the curvature on its chunk.
-        point: theta and its free coordinates.
+        anchor: theta and its free coordinates.
 
     Returns:
         the layer's inputs and the site's information, or None.
@@ -65,9 +40,9 @@ def direct_of(run: CapturedRun, root: Root | None, point: Point) -> Direct | Non
         return None
     captured = run.capture.captured(len(information.weight), lambda: eta[0].sum())
     layers = layers_of(captured.uses)
-    if len(layers) != 1 or captured.scales or captured.opaque or layers[0].index.numel() != len(point.index):
+    if len(layers) != 1 or captured.scales or captured.opaque or layers[0].index.numel() != anchor.size:
         return None
-    names = point.sites(run.program)
+    names = anchor.sites
     if not run.score.outputs:
         return None
     if ("uses", names) not in run.verdicts:
@@ -79,7 +54,7 @@ def direct_of(run: CapturedRun, root: Root | None, point: Point) -> Direct | Non
     live = information.weight != 0
     inputs = layer.inputs[:, 0]
     return Direct(
-        point.positions()[layer.index], inputs if bool(live.all()) else inputs[live], information, live, layer.has_bias
+        anchor.positions[layer.index], inputs if bool(live.all()) else inputs[live], information, live, layer.has_bias
     )
 
 

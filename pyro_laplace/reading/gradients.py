@@ -1,6 +1,6 @@
 """Gradients of a root's columns: one backward pass a column gives those of every captured output at once.
 
-Axis letters as in `factors`; b further axes of the data's batch, e entries of an event that a row sums over.
+Axis letters as in `records`; b further axes of the data's batch, e entries of an event that a row sums over.
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._autodiff import column_blocks
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.contraction import Output
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Root, SiteRoot
-
-_DENSE_ELEMENTS = 2**24
-"""Elements of dense columns that one pass gives."""
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,18 +201,18 @@ def dense_rows(run: CapturedRun, root: Root, index: Tensor) -> dict[str, Tensor]
         whitened = {name: site.whiten(run.run.observed[name]) for name, site in root.sites.items()}
     try:
         return {
-            name: _columns(whitened[name], leaves).reshape(-1, site.columns, len(index))
+            name: _jacobian(whitened[name], leaves).reshape(-1, site.columns, len(index))
             for name, site in root.sites.items()
         }
     except RuntimeError:  # an operation without a second derivative; an error of another kind comes again below
-        dense = Point(run.point.theta, index)
-        joined = torch.cat([block for _, block in column_blocks(dense.on(root), dense.part)]).mT  # rows d
+        dense = Anchor(run.anchor.theta, index, run.program.latents)
+        joined = torch.cat([block for _, block in column_blocks(dense.on(root), dense.free)]).mT  # rows d
         sizes = [len(site.vectors) * site.columns for site in root.sites.values()]
         parts = zip(root.sites.items(), joined.split(sizes), strict=True)
         return {name: part.reshape(-1, site.columns, len(index)) for (name, site), part in parts}
 
 
-def _columns(z: Tensor, leaves: list[Tensor]) -> Tensor:
+def _jacobian(z: Tensor, leaves: list[Tensor]) -> Tensor:
     """The Jacobian of z in some leaves, [*z, d], by reverse over reverse mode."""
     with torch.enable_grad():
         u = torch.zeros_like(z, requires_grad=True)
@@ -223,7 +221,8 @@ def _columns(z: Tensor, leaves: list[Tensor]) -> Tensor:
     size = sum(leaf.numel() for leaf in leaves)
     if not pulled.requires_grad:
         return z.new_zeros(*z.shape, size).detach()
-    basis = torch.eye(size, dtype=pulled.dtype, device=z.device).split(max(1, _DENSE_ELEMENTS // max(1, z.numel())))
+    step = max(1, settings.pass_elements // max(1, z.numel()))
+    basis = torch.eye(size, dtype=pulled.dtype, device=z.device).split(step)
     options = {"retain_graph": True, "is_grads_batched": True}
     return torch.cat([torch.autograd.grad(pulled, u, rows, **options)[0] for rows in basis]).movedim(0, -1)
 

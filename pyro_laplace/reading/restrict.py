@@ -1,40 +1,14 @@
 """A factored root over some of its coordinates: rows and columns of weights where they suffice, dense columns else.
 
-Axis letters as in `factors`: n data, k columns of the root, t positions, i inputs, o outputs, d dense coordinates.
+Axis letters as in `records`.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pyro_laplace.capture.anchor import Point
-from pyro_laplace.capture.run import CapturedRun
-from pyro_laplace.curvature.root import Root
-from pyro_laplace.reading.factors import TOGETHER, Factors, Product, factor
-
-
-def factors_over(
-    run: CapturedRun, root: Root | None, point: Point, elements: int = TOGETHER
-) -> Iterator[Factors] | None:
-    """The factors of a root over any free coordinates, also where a site is free in part only.
-
-    Args:
-        run: the program's run, captured.
-        root: of the curvature on its chunk, or None where it has none.
-        point: theta and its free coordinates, among those of the run.
-        elements: of gradients that are held at a time.
-
-    Returns:
-        columns of the root, or None where the program does not have the structure that this needs.
-    """
-    whole = point.whole(run.program)
-    factored = factor(run, root, whole) if root is not None else None
-    if factored is None or len(whole.index) == len(point.index):
-        return None if factored is None else factored.factors(elements)
-    chosen = whole.positions()[point.index]
-    return (restrict(factors, chosen, len(whole.index)) for factors in factored.factors(elements))
+from pyro_laplace.reading.records import Factors, Product
 
 
 def restrict(factors: Factors, chosen: Tensor, size: int) -> Factors:
@@ -64,13 +38,13 @@ def restrict(factors: Factors, chosen: Tensor, size: int) -> Factors:
         if part is not None and not bool(loose[part.index].any()):
             products += [part] if part.index.numel() else []
         elif bool((where >= 0).any()):
-            found, picked = _columns(product, where)
+            found, picked = _entries(product, where)
             index.append(found)
             columns.append(picked.to(factors.dense.dtype))
-    return _joined(products, torch.cat(index), torch.cat(columns, -1), factors)
+    return _gathered(products, torch.cat(index), torch.cat(columns, -1), factors)
 
 
-def _joined(products: list[Product], index: Tensor, columns: Tensor, factors: Factors) -> Factors:
+def _gathered(products: list[Product], index: Tensor, columns: Tensor, factors: Factors) -> Factors:
     """Dense columns of one coordinate added up, and those that are not chosen (-1) left out."""
     kept = (index >= 0).nonzero()[:, 0]
     unique, inverse = index[kept].unique(return_inverse=True)
@@ -94,7 +68,7 @@ def _rectangle(product: Product, index: Tensor) -> Product | None:
     return Product(part, product.inputs[..., inputs], product.gradients[..., outputs], has_bias)
 
 
-def _columns(product: Product, index: Tensor) -> tuple[Tensor, Tensor]:
+def _entries(product: Product, index: Tensor) -> tuple[Tensor, Tensor]:
     """The chosen coordinates [d] of a product, and the root in them [n, k, d]."""
     outputs, inputs = (index >= 0).nonzero(as_tuple=True)
     columns = torch.zeros((), device=index.device)

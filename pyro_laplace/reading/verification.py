@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_laplace.capture.contraction import Scale, Use
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.reading.gradients import Gradients
+from pyro_laplace.settings import settings
 
 _INDEPENDENT = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Of ``|h - u g|`` relative to ``|h|``."""
@@ -23,10 +24,7 @@ _INDEPENDENT = {torch.float64: 1e-9, torch.float32: 1e-4}
 _EXPLAINED = {torch.float64: 1e-13, torch.float32: 2e-6}
 """Of an entry of ``sum h a`` relative to the Cauchy-Schwarz bound ``|h| |a|``."""
 
-_LARGE = 2**13
-"""Coordinates of a site from which on ``h a`` is compared by random probes, and not entry by entry."""
-
-_ByOutput = Mapping[int, Tensor]
+type _ByOutput = Mapping[int, Tensor]
 
 
 def independent(
@@ -60,7 +58,7 @@ def independent(
             continue
         generator = torch.Generator().manual_seed(number)
         u, plain, mixed = gradients.mixtures(generator, elements)
-        if not _rows_scale(uses, scales, plain, mixed, u, _INDEPENDENT.get(run.point.theta.dtype, 1e-2)):
+        if not _rows_scale(uses, scales, plain, mixed, u, _INDEPENDENT.get(run.anchor.theta.dtype, 1e-2)):
             return False
         if unsure:
             weights = gradients.mixed_weights(torch.Generator().manual_seed(number))
@@ -98,7 +96,7 @@ def unexplained(
     names: frozenset[str],
 ) -> frozenset[str] | None:
     """The sites whose gradient is but rounding, and tells nothing; None if that of some site is not ``sum h a``."""
-    theta, layout = run.point.theta, run.program.layout
+    theta, layout = run.anchor.theta, run.program.layout
     found = torch.zeros_like(theta, dtype=torch.float64)
     bound, error = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     alone = _large_and_alone(run, uses, scales)
@@ -131,7 +129,7 @@ def _large_and_alone(run: CapturedRun, uses: list[Use], scales: list[Scale]) -> 
     found = set()
     for use in uses:
         name = run.site_of(use.index)
-        if use.index.numel() > _LARGE and owners.count(name) == 1:
+        if use.index.numel() > settings.probed_coordinates and owners.count(name) == 1:
             place = run.program.layout[name]
             flat = _in_memory(use.index).reshape(-1)
             if torch.equal(flat, torch.arange(place.start, place.stop, device=flat.device)):

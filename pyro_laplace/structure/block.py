@@ -73,6 +73,11 @@ class Block(torch.nn.Module, ABC):
     def push(self, rows: Tensor) -> Tensor:
         """R'^-1 j for each row j [..., params] of a Jacobian J: ``J Sigma J'`` is the result times its transpose."""
 
+    def placed(self) -> list[tuple[Tensor, "Block"]]:
+        """The independent blocks that it consists of, with their coordinates: itself."""
+        device = next((buffer.device for buffer in self.buffers()), None)
+        return [(torch.arange(self.size, device=device), self)]
+
     def diagonal_basis(self, index: Tensor, dtype: torch.dtype) -> Basis | None:
         """The basis in which Sigma is diagonal and rows ``g (x) a`` stay products, where there is one.
 

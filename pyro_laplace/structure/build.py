@@ -1,64 +1,61 @@
-"""The one table of structures, and how each is built from the curvature of likelihood and prior."""
+"""The one table of structures, and the pass over the data that fills their sums."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from pyro_laplace._errors import IndefiniteCurvature, InvalidOption, UnsupportedProgram
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._errors import InvalidOption
+from pyro_laplace._typing import State, Terms
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Curvature
-from pyro_laplace.posterior.subset import names_of
-from pyro_laplace.structure.accumulate import (
-    likelihood_blocks,
-    likelihood_curvature,
-    likelihood_diagonal,
-    likelihood_gram,
-)
-from pyro_laplace.structure.build_kron import kron
-from pyro_laplace.structure.data_pass import Pass
-from pyro_laplace.structure.diag import Diag
-from pyro_laplace.structure.explain import advise, explain
-from pyro_laplace.structure.gram import Gram
-from pyro_laplace.structure.low_rank import DiagLowRank, leading_eigenpairs, whitened_eigenpairs
-from pyro_laplace.structure.options import Kron, LowRank, Single, Structure, group_sites
-from pyro_laplace.structure.part import Base, Part, Placed, of_sites, row_limit, whole_block
-from pyro_laplace.structure.precision import Precision
-from pyro_laplace.structure.previous import Previous
-from pyro_laplace.structure.products import likelihood_product
-from pyro_laplace.structure.rows import FewRows
+from pyro_laplace.program.loop import Loop
+from pyro_laplace.reading.prior import Prior, prior_of
+from pyro_laplace.reading.read import columns_of, exact_terms
+from pyro_laplace.settings import settings
+from pyro_laplace.structure.diag import DiagSum
+from pyro_laplace.structure.full import Full
+from pyro_laplace.structure.grouped import Grouped
+from pyro_laplace.structure.kron import KronSum
+from pyro_laplace.structure.likelihood_sum import LikelihoodSum
+from pyro_laplace.structure.low_rank import LowRankSum
+from pyro_laplace.structure.options import Kron, LowRank, Structure, group_sites
+from pyro_laplace.structure.statistics import TermStatistics, statistics_of
+from pyro_laplace.structure.sum import Sum
+
+STRUCTURES: dict[Any, type[Sum]] = {
+    "full": Full,
+    "block": Grouped,
+    "kron": KronSum,
+    Kron: KronSum,
+    "diag": DiagSum,
+    LowRank: LowRankSum,
+}
+"""What `structure=` may be, by its name or the type of its options: another structure is one more line."""
 
 
-def build_precision(
-    structure: Structure, curvature: Curvature, visit: Pass, previous: Precision | None = None
-) -> Precision:
-    """The posterior precision over the free coordinates of a pass's point.
+def check_structure(structure: object) -> None:
+    """Refuse what is no structure.
 
     Args:
-        structure: a structure, or a mapping of site globs to structures. Each group is then fitted with the others
-            held: the curvature between groups is dropped.
-        curvature: how the likelihood's curvature is measured.
-        visit: the pass over the data.
-        previous: a precision of this structure that the data are added to; the prior's curvature if there is none.
-
-    Returns:
-        Lambda, as independent blocks.
+        structure: what was given.
 
     Raises:
-        IndefiniteCurvature: if the point is no maximum in some direction, naming the sites that form it.
-        InvalidOption: if the structure does not go with the curvature, or a mapping not with the sites.
+        InvalidOption: naming it, and listing what is possible.
     """
-    check_combination(structure, curvature)
-    program, point = visit.program, visit.point
-    base: Base = visit.prior if previous is None else Previous(previous.size, previous.placed())
-    if not isinstance(structure, Mapping):
-        return Precision(_build(structure, Part(curvature, visit, point, base)), point.theta.dtype)
-    placed: Placed = []
-    for part, sites in group_sites(structure, names_of(program, point.index)):
-        chosen = of_sites(sites, program, point)
-        blocks = _build(part, Part(curvature, visit, point.only(chosen), base.over(chosen)))
-        placed += [(chosen[index.to(chosen.device)], block) for index, block in blocks]
-    return Precision(placed, point.theta.dtype)
+    names = ", ".join(repr(name) for name in STRUCTURES if isinstance(name, str))
+    single = f"{names}, pl.Kron(shared) or pl.LowRank(rank)"
+    if isinstance(structure, Mapping):
+        if not structure:
+            raise InvalidOption(f"structure is an empty mapping: give {{site glob: structure}}, of {single}")
+        for glob, part in structure.items():
+            if not isinstance(glob, str) or _sum_type(part) is None:
+                raise InvalidOption(f"structure: {glob!r}: {part!r} is not a site glob with one of {single}")
+    elif _sum_type(structure) is None:
+        raise InvalidOption(f"structure={structure!r} is not one of {single}, or a mapping {{site glob: one of these}}")
 
 
 def check_combination(structure: Structure, curvature: Curvature) -> None:
@@ -71,110 +68,144 @@ def check_combination(structure: Structure, curvature: Curvature) -> None:
     Raises:
         InvalidOption: naming both.
     """
+    for part in structure.values() if isinstance(structure, Mapping) else [structure]:
+        if _type_of(part).needs_root and not curvature.rooted:
+            name = "kron" if isinstance(part, Kron) else part
+            raise InvalidOption(
+                f"structure={name!r} has no curvature={curvature.name!r}: use 'ggn', or another structure"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one pass over the data gives: the likelihood's sum, and the prior where it was measured."""
+
+    likelihood: LikelihoodSum
+    prior: Prior
+
+
+def sum_over_data(
+    loop: Loop,
+    anchor: Anchor,
+    curvature: Curvature,
+    structure: Structure,
+    *,
+    jacobian: bool = True,
+    prior: Prior | None = None,
+    double: bool = False,
+    first: int = 0,
+    progress: bool = False,
+) -> Measured:
+    """The likelihood's curvature at an anchor, summed over one pass of the data (several for `LowRank(passes=)`).
+
+    Args:
+        loop: the program and its data.
+        anchor: theta and its free coordinates.
+        curvature: how the likelihood's curvature is measured.
+        structure: of the sum; of a mapping of site globs the curvature between its groups is dropped.
+        jacobian: whether the prior is the density of theta, or of the constrained values.
+        prior: the prior there, if it is known; it is read off the first run else.
+        double: whether to add up in float64 what would else be added up in the sites' dtype.
+        first: number of the first datum, where others were summed before.
+        progress: whether a pass that lasts shows a progress bar.
+
+    Returns:
+        the sum, and the prior.
+
+    Raises:
+        InvalidOption: if the structure does not go with the curvature, or a mapping not with the sites.
+    """
+    check_combination(structure, curvature)
+    program, seen = loop.program, first
+    sums: dict[Terms, Sum] = {}
+    statistics: dict[str, TermStatistics] = {}
+    gradient = torch.zeros(anchor.size, dtype=torch.float64, device=anchor.theta.device)
+    verdicts: dict[tuple[str, frozenset[str]], bool] = {}
+    form = {"direct": _all(structure, "takes_direct") and not isinstance(structure, Mapping)}
+    elements = settings.streamed_elements if _all(structure, "streams") else settings.together_elements
+    while True:
+        again = bool(statistics)
+        for chunk in loop.chunks("curvature", progress):
+            with undisturbed(rng=False):
+                run = CapturedRun.make(program, anchor, chunk, captured=curvature.rooted)
+                run.verdicts = verdicts
+                if prior is None:
+                    prior = prior_of(run, jacobian)
+                root = curvature.root(program, run.run, chunk, seen)
+                if not sums:
+                    anchor = replace(anchor, hyperparameters=prior.hyperparameters)
+                    exact = exact_terms(run, root)
+                    rooted: list[Terms] = [] if root is None else [(name,) for name in root.sites]
+                    for terms in [*rooted, *([exact] if exact or not rooted else [])]:
+                        sums[terms] = _plan(structure, anchor, prior, exact if terms == exact else (), double)
+                for terms, columns in columns_of(run, root, anchor, elements=elements, **form):
+                    sums[terms].add(columns)
+                if not again:
+                    for name, own in statistics_of(run).items():
+                        statistics[name] = statistics[name] + own if name in statistics else own
+                    run.add_over_free(gradient, run.score.leaves)
+                seen += run.num_data
+                run.release()
+        further = [each.refine() for each in sums.values()]
+        if not any(further):
+            break
+        seen = first
+    assert prior is not None
+    total = LikelihoodSum(anchor, structure, sums, statistics, gradient, seen - first, double)
+    return Measured(total, prior)
+
+
+def restore(state: State, anchor: Anchor, structure: Structure) -> LikelihoodSum:
+    """What `LikelihoodSum.state` gave.
+
+    Args:
+        state: plain tensors, numbers and names.
+        anchor: that it was made at.
+        structure: of the sums.
+
+    Returns:
+        the sum.
+    """
+    return LikelihoodSum(
+        anchor,
+        structure,
+        {tuple(each["terms"]): _restored(structure, each["sum"], anchor) for each in state["sums"]},
+        {name: TermStatistics(**each) for name, each in state["statistics"].items()},
+        state["gradient"],
+        state["num_data"],
+        state["double"],
+    )
+
+
+def _plan(structure: Structure, anchor: Anchor, prior: Prior, exact: Sequence[str], double: bool) -> Sum:
+    """The empty sum of some terms."""
+    if not isinstance(structure, Mapping):
+        return _type_of(structure).plan(structure, anchor, prior, exact, double)
+    parts = [(part, anchor.of_sites(sites)) for part, sites in group_sites(structure, anchor.touched)]
+    return Grouped(
+        anchor,
+        [(chosen, _plan(part, anchor.only(chosen), prior.over(chosen), exact, double)) for part, chosen in parts],
+    )
+
+
+def _restored(structure: Structure, state: State, anchor: Anchor) -> Sum:
+    if not isinstance(structure, Mapping):
+        return _type_of(structure).from_state(state, anchor)
+    parts = [(part, anchor.of_sites(sites)) for part, sites in group_sites(structure, anchor.touched)]
+    states = zip(parts, state["groups"], strict=True)
+    return Grouped(anchor, [(chosen, _restored(part, each, anchor.only(chosen))) for (part, chosen), each in states])
+
+
+def _sum_type(option: object) -> type[Sum] | None:
+    return STRUCTURES.get(option if isinstance(option, str) else type(option))
+
+
+def _type_of(option: object) -> type[Sum]:
+    found = _sum_type(option)
+    assert found is not None, option
+    return found
+
+
+def _all(structure: Structure, attribute: str) -> bool:
     parts = structure.values() if isinstance(structure, Mapping) else [structure]
-    if any(part == "kron" or isinstance(part, Kron) for part in parts) and curvature.root is None:
-        raise InvalidOption(f"structure='kron' has no curvature={curvature.name!r}: use 'ggn', or another structure")
-
-
-def _build(structure: Single, part: Part) -> Placed:
-    if isinstance(structure, LowRank):
-        return _low_rank(structure.rank, part)
-    return kron(part, structure.shared) if isinstance(structure, Kron) else STRUCTURES[structure](part)
-
-
-def _full(part: Part) -> Placed:
-    likelihood = partial(likelihood_curvature, part.curvature, part.visit, part.point)
-    return [whole_block(likelihood, part.base, part, part.point)]
-
-
-def _block(part: Part) -> Placed:
-    """A block without structure for each site, whatever layer it belongs to."""
-    groups = [of_sites([name], part.program, part.point) for name in names_of(part.program, part.point.index)]
-    bases = [part.base.over(group) for group in groups]
-    limits = [row_limit(part.curvature, base, len(group)) for base, group in zip(bases, groups, strict=True)]
-    likelihood = partial(likelihood_blocks, part.curvature, part.visit, part.point)
-    placed: Placed = []
-    for group, base, made in zip(groups, bases, likelihood(groups, limits), strict=True):
-        again = _first(made, lambda limit, group=group: likelihood([group], [limit])[0])
-        order, block = whole_block(again, base, part, part.point.only(group))
-        placed.append((group[order], block))
-    return placed
-
-
-def _first(made: FewRows | Gram, again: Callable[[int], FewRows | Gram]) -> Callable[[int], FewRows | Gram]:
-    """Gives what has been made, and makes it anew when it is asked for once more."""
-    known = [made]
-    return lambda limit: known.pop() if known else again(limit)
-
-
-def _diag(part: Part) -> Placed:
-    prec = likelihood_diagonal(part.curvature, part.visit, part.point) + part.base.diagonal
-    try:
-        return [(part.everything, Diag(prec))]
-    except IndefiniteCurvature:
-        raise IndefiniteCurvature(explain(prec.diag(), part.program, part.point, part.curvature)) from None
-
-
-def _low_rank(rank: int, part: Part) -> Placed:
-    """The prior, and the leading eigenpairs of the likelihood's curvature that it whitens."""
-    if isinstance(part.base, Previous):
-        return _more_of_low_rank(rank, part, part.base)
-    prior, is_diagonal = part.base.diagonal, part.base.is_diagonal
-    coupled = ~(prior > 0) if is_diagonal else part.base.coupled
-    if bool(coupled.any()):
-        names = list(names_of(part.program, part.point.index[coupled]))
-        raise UnsupportedProgram(
-            f"structure=LowRank({rank}) needs a diagonal prior precision, and positive: that of sites {names} "
-            f"{'is not positive' if is_diagonal else 'couples their coordinates'}. Use 'full' for them, by a mapping "
-            "{site glob: structure}"
-        )
-    scale = prior.sqrt()
-    if len(prior) <= max(4 * rank, _SMALL):
-        matrix = likelihood_gram(part.curvature, part.visit, part.point).matrix() / scale / scale.unsqueeze(-1)
-        values, vectors = torch.linalg.eigh(matrix)
-        leading = values.abs().argsort(descending=True)[:rank]
-        values, vectors = values[leading], vectors[:, leading]
-    else:
-        product = likelihood_product(part.curvature, part.visit, part.point)
-        values, vectors = whitened_eigenpairs(product, scale, rank)
-    if part.curvature.root is not None:
-        values = values.clamp(min=0)  # what is negative is rounding
-    if not bool((values > -1).all()):
-        direction = vectors[:, values.argmin()].square()
-        lowest = float(1 + values.min())
-        raise IndefiniteCurvature(advise(direction, lowest, part.program, part.point, part.curvature))
-    return [(part.everything, DiagLowRank(prior, vectors, values))]
-
-
-def _more_of_low_rank(rank: int, part: Part, previous: Previous) -> Placed:
-    """The leading eigenpairs of those that there are and the curvature of new data together."""
-    ((index, block),) = previous.placed
-    if not isinstance(block, DiagLowRank) or not torch.equal(index, part.everything):
-        raise InvalidOption(f"LowRank({rank}) cannot add data to a {type(block).__name__} precision")
-    scale, size = block.scale, block.size
-    product = likelihood_product(part.curvature, part.visit, part.point)
-
-    def both(v: Tensor) -> Tensor:
-        return block.basis @ (block.eigenvalues * (block.basis.mT @ v)) + product(v / scale) / scale
-
-    if size <= max(4 * rank, _SMALL):
-        values, vectors = torch.linalg.eigh(torch.stack([both(v) for v in torch.eye(size).to(scale)]))
-        leading = values.abs().argsort(descending=True)[:rank]
-        values, vectors = values[leading], vectors[:, leading]
-    else:
-        values, vectors = leading_eigenpairs(both, rank, product.like)
-    if part.curvature.root is not None:
-        values = values.clamp(min=0)
-    return [(part.everything, DiagLowRank(scale.square(), vectors, values))]
-
-
-_SMALL = 200
-"""Coordinates up to which eigenpairs come from the dense matrix."""
-
-
-STRUCTURES: dict[str, Callable[[Part], Placed]] = {
-    "full": _full,
-    "block": _block,
-    "kron": partial(kron, shared="expand"),
-    "diag": _diag,
-}
+    return all(getattr(_type_of(part), attribute) for part in parts)

@@ -4,12 +4,18 @@ Lambda = D C D with C of unit diagonal, C = L L'. The scaling takes the units of
 number, which is then that of the correlations.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
-from pyro_laplace._errors import IndefiniteCurvature
+from pyro_laplace._compat.torch import LinAlgError
+from pyro_laplace._errors import IndefiniteCurvature, LaplaceWarning
 from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.reading.prior import Prior
 from pyro_laplace.structure.block import Block
+from pyro_laplace.structure.explain import explain
 
 
 class Dense(Block):
@@ -81,3 +87,44 @@ class Dense(Block):
         """L^-1 D^-1 j."""
         scaled = (rows.to(self.scale) / self.scale).reshape(-1, self.size)
         return torch.linalg.solve_triangular(self.scale_tril, scaled.mT, upper=False).mT.reshape(rows.shape).to(rows)
+
+
+def dense_posterior(lower: Matrix, order: Tensor, prior: Prior, anchor: Anchor) -> Dense:
+    """The precision of a likelihood's curvature and a prior.
+
+    Args:
+        lower: the likelihood's curvature, of which the lower triangle is read.
+        order: coordinate of each of its rows.
+        prior: what is added to it.
+        anchor: whose coordinates these are.
+
+    Returns:
+        the block, its entries in that order.
+
+    Raises:
+        IndefiniteCurvature: if the point is no maximum in some direction, naming the sites that form it.
+    """
+    total = lower.clone()
+    prior.add_to(total, order)
+    try:
+        return Dense(total)
+    except IndefiniteCurvature:
+        places = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)).to(order))
+        total = (lower.tril() + lower.tril(-1).mT)[places.unsqueeze(1), places]
+        total = total + prior.matrix()
+        if anchor.curvature == "hessian":
+            raise IndefiniteCurvature(explain(total, anchor)) from None
+    # the likelihood part is positive semi-definite by construction, so the prior's convex directions are to blame
+    try:
+        values, vectors = torch.linalg.eigh(prior.matrix())
+        convex = (vectors * values.clamp(max=0)) @ vectors.mT
+        block = Dense((total - convex)[order.unsqueeze(1), order])
+    except (IndefiniteCurvature, LinAlgError):
+        raise IndefiniteCurvature(explain(total, anchor)) from None
+    warnings.warn(
+        f"the log prior is convex at this point in {int((values < 0).sum())} directions, and the data do not make up "
+        "for it; their curvature was set to zero. The posterior is wider there than this approximation can say",
+        LaplaceWarning,
+        stacklevel=4,
+    )
+    return block

@@ -16,16 +16,8 @@ from torch import Tensor
 from pyro_laplace._errors import IndefiniteCurvature
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
+from pyro_laplace.settings import settings
 from pyro_laplace.structure.block import Block
-
-_SQUARED = 1e10
-"""Trace of ``ZZ'`` beyond which L is not made from it: squares would lose the 1 that is added to them."""
-
-_CANCELLED = 1e-6
-"""Part of the prior variance that data leave, below which a difference does not tell it."""
-
-_CHUNK_ELEMENTS = 2**22
-"""Elements of intermediate rows."""
 
 
 class Dual(Block):
@@ -52,7 +44,7 @@ class Dual(Block):
         trace = float(gram.diagonal().sum())
         if not bool((scale > 0).all()) or not trace < torch.inf:  # also catches nan
             raise IndefiniteCurvature("the posterior precision is not positive definite, or not finite")
-        if trace > _SQUARED:
+        if trace > settings.dual_trace:
             eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
             upper = torch.linalg.qr(torch.cat([rows.mT, eye]), mode="r").R
             factor = (upper * upper.diagonal().sign().unsqueeze(1)).mT.contiguous()
@@ -90,7 +82,7 @@ class Dual(Block):
     def variance(self) -> Theta:
         """``(1 - |L^-1 Z e_i|^2) / D_ii^2``; where little is left, the norm of row i of M."""
         left = torch.cat([self._left(columns) for columns in self.rows.split(self._step(len(self.rows)), 1)])
-        cancelled = (left < _CANCELLED).nonzero()[:, 0]
+        cancelled = (left < settings.dual_left).nonzero()[:, 0]
         for some in cancelled.split(self._step(self.size)):
             unit = self.scale.new_zeros(len(some), self.size)
             unit[torch.arange(len(some), device=some.device), some] = self.scale[some]
@@ -108,10 +100,6 @@ class Dual(Block):
     def push(self, rows: Tensor) -> Tensor:
         """M'D^-1 j."""
         return self._pushed(rows.to(self.scale).reshape(-1, self.size)).reshape(rows.shape).to(rows)
-
-    def extended(self, rows: Tensor) -> "Dual":
-        """The precision with further rows [more, params] of the whitened root."""
-        return Dual(self.scale, torch.cat([self.rows, rows]))
 
     def _shrunk(self, x: Tensor) -> Tensor:
         """M x for rows x."""
@@ -137,4 +125,4 @@ class Dual(Block):
 
     @staticmethod
     def _step(per_item: int) -> int:
-        return max(1, _CHUNK_ELEMENTS // max(1, per_item))
+        return max(1, settings.row_elements // max(1, per_item))

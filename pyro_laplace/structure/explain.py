@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat.pyro import LinAlgError
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Matrix
-from pyro_laplace.capture.anchor import Point
-from pyro_laplace.curvature.root import Curvature
-from pyro_laplace.program.program import Program
+from pyro_laplace.capture.anchor import Anchor
 
 _COLLAPSE = (
     "A scale that collapses to zero at the joint mode wants the non-centred form: x = loc + scale * z with z ~ "
@@ -15,7 +13,7 @@ _COLLAPSE = (
 )
 
 
-def explain(matrix: Matrix, program: Program, point: Point, curvature: Curvature) -> str:
+def explain(matrix: Matrix, anchor: Anchor) -> str:
     """Which sites form the direction in which the log density has no maximum, and what to do."""
     scale = matrix.diagonal().abs().clamp(min=torch.finfo(matrix.dtype).tiny).sqrt()
     try:
@@ -26,18 +24,18 @@ def explain(matrix: Matrix, program: Program, point: Point, curvature: Curvature
             "probability of 0 or 1, or an operation whose second derivative is undefined at the mode are usual causes. "
             f"{_COLLAPSE}"
         )
-    return advise(vectors[:, 0].square(), float(values[0]), program, point, curvature)
+    return advise(vectors[:, 0].square(), float(values[0]), anchor)
 
 
-def advise(shares: Tensor, value: float, program: Program, point: Point, curvature: Curvature) -> str:
+def advise(shares: Tensor, value: float, anchor: Anchor) -> str:
     """The sites that have the largest shares [params] of a direction without a maximum, and what to do."""
-    index = point.index.to(shares.device)
+    index = anchor.index.to(shares.device)
     share = {
         name: float(shares[(index >= latent.slice.start) & (index < latent.slice.stop)].sum())
-        for name, latent in program.latents.items()
+        for name, latent in anchor.latents.items()
     }
     sites = [name for name, s in sorted(share.items(), key=lambda item: -item[1]) if s > 0.05]
-    exact = "the exact Hessian may be indefinite there: try curvature='ggn'. " if curvature.root is None else ""
+    exact = "the exact Hessian may be indefinite there: try curvature='ggn'. " if anchor.curvature == "hessian" else ""
     return (
         f"the log joint has no strict maximum along a direction of sites {sites} (scaled curvature "
         f"{value:.3g}). If the data do not determine them, give them a proper prior; if the point is not a "

@@ -1,159 +1,249 @@
-"""A Kronecker-factored precision with an exact diagonal prior, by the eigenbases of its whitened factors.
+"""The Kronecker-factored curvature: two factors for every layer, a dense matrix for coordinates in no layer."""
 
-``Lambda = B (x) A + diag(d_out (x) d_in)`` over a weight [out, in]. With ``W = diag(sqrt d)`` and the eigenbases Q of
-the whitened B and U of the whitened A, ``Lambda = W (Q (x) U) diag(beta_o alpha_i + 1) (Q (x) U)' W``: nothing is
-approximated beyond B (x) A.
-"""
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pyro_laplace._errors import IndefiniteCurvature
-from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
-from pyro_laplace.structure.block import Basis, Block
+from pyro_laplace._errors import InvalidOption, UnsupportedProgram
+from pyro_laplace._memory import refuse_too_large
+from pyro_laplace._typing import State, Theta
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.reading.columns import Columns
+from pyro_laplace.reading.prior import Prior
+from pyro_laplace.settings import settings
+from pyro_laplace.structure.block import Block
+from pyro_laplace.structure.dense import dense_posterior
+from pyro_laplace.structure.kron_block import KronBlock
+from pyro_laplace.structure.kron_factors import KronFactors, by_weight
+from pyro_laplace.structure.options import Kron
+from pyro_laplace.structure.precision import Precision
+from pyro_laplace.structure.sum import NeedsDouble, Sum
 
 
-class Kron(Block):
-    """Lambda over the entries of a weight [out, in], row by row; its root is ``R = diag(lambda)^1/2 (Q (x) U)' W``."""
+class KronSum(Sum):
+    """Factors by layer, and the matrix of what no product holds.
 
-    beta: Tensor
-    alpha: Tensor
-    out_basis: Tensor
-    in_basis: Tensor
-    eigenvalues: Tensor
-    out_scale: Tensor
-    in_scale: Tensor
+    Args:
+        anchor: theta and its free coordinates, whole sites.
+        shared: how positions that share a weight count, "expand" or "reduce".
+        dtype: of the products that are summed up.
+    """
 
-    def __init__(
-        self,
-        out_factor: Tensor,
-        in_factor: Tensor,
-        out_prior: Tensor,
-        in_prior: Tensor,
-        count: int = 1,
-        dtype: torch.dtype = torch.float64,
-    ) -> None:
-        """Factorise ``B (x) A / count + diag(d_out (x) d_in)``.
+    needs_root: ClassVar[bool] = True
+    takes_direct: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
-        Args:
-            out_factor: B [out, out].
-            in_factor: A [in, in].
-            out_prior: d_out [out]; all zeros for a flat prior.
-            in_prior: d_in [in].
-            count: number of data (and positions) that both factors are sums over.
-            dtype: in which the eigenbases are computed.
+    def __init__(self, anchor: Anchor, shared: str, dtype: torch.dtype) -> None:
+        self.anchor, self.shared, self.dtype = anchor, shared, dtype
+        self.layers: list[KronFactors] = []
+        self.index = anchor.index[:0]
+        self.matrix = torch.zeros(0, 0, dtype=torch.float64, device=anchor.theta.device)
 
-        Raises:
-            IndefiniteCurvature: if Lambda is not positive definite.
-        """
-        super().__init__()
-        flat = not bool((out_prior != 0).any())
-        out_scale = torch.ones_like(out_prior) if flat else out_prior.sqrt()
-        in_scale = torch.ones_like(in_prior) if flat else in_prior.sqrt()
-        beta, out_basis = _eigh(out_factor / out_scale / out_scale.unsqueeze(-1), dtype)
-        beta = beta.clamp(min=0) / count
-        alpha, in_basis = _eigh(in_factor / in_scale / in_scale.unsqueeze(-1), dtype)
-        alpha = alpha.clamp(min=0)
-        eigenvalues = beta.unsqueeze(-1) * alpha + (0.0 if flat else 1.0)
-        if not bool((eigenvalues > 0).all()):
-            raise IndefiniteCurvature("a Kronecker factor is singular, and the prior is flat")
-        self.count, self.flat = count, flat
-        self.register_buffer("beta", beta)
-        self.register_buffer("alpha", alpha)
-        self.register_buffer("out_basis", out_basis)
-        self.register_buffer("in_basis", in_basis)
-        self.register_buffer("eigenvalues", eigenvalues)
-        self.register_buffer("out_scale", out_scale)
-        self.register_buffer("in_scale", in_scale)
-
-    def updated(self, out_factor: Tensor, in_factor: Tensor, count: int) -> "Kron":
-        """The block with the factors of further data added to its own.
-
-        Args:
-            out_factor: sum of g g' over them [out, out].
-            in_factor: sum of a a' [in, in].
-            count: their number.
+    @classmethod
+    def plan(
+        cls, option: Any, anchor: Anchor, prior: Prior, exact: Sequence[str] = (), double: bool = False
+    ) -> "KronSum":
+        """Whole sites, terms with a root, and float64 at once where a flat prior leaves nothing to hide rounding in.
 
         Returns:
-            ``(B + B') (x) (A + A') / (count + count') + diag(d_out (x) d_in)``.
+            the empty sum.
+
+        Raises:
+            InvalidOption: if a site is free in part only.
+            UnsupportedProgram: if a term has no root.
         """
-        own_out, own_in = self.out_scale.unsqueeze(-1) * self.out_basis, self.in_scale.unsqueeze(-1) * self.in_basis
-        return Kron(
-            out_factor + self.count * (own_out * self.beta) @ own_out.mT,
-            in_factor + (own_in * self.alpha) @ own_in.mT,
-            self.out_scale.square() * (not self.flat),
-            self.in_scale.square() * (not self.flat),
-            self.count + count,
+        partial = [name for name in anchor.touched if name not in anchor.sites]
+        if partial:
+            raise InvalidOption(
+                f"structure='kron' covers whole sites, and the subset holds a part of sites {partial}: use 'full', "
+                "'block' or 'diag'"
+            )
+        if exact:
+            raise UnsupportedProgram(
+                f"structure='kron' has no place for the exact Hessian of {list(exact)} (a pyro.factor, or a "
+                "distribution without Fisher information): use structure='full' or 'diag'"
+            )
+        exactly = double or not bool((prior.diagonal > 0).all())
+        dtype = torch.float64 if exactly else anchor.theta.dtype
+        return cls(anchor, option.shared if isinstance(option, Kron) else "expand", dtype)
+
+    def add(self, columns: Columns) -> None:
+        """Add products to their layers, and dense columns to the matrix.
+
+        Args:
+            columns: of a chunk.
+
+        Raises:
+            UnsupportedProgram: if the program's operations cannot be captured.
+        """
+        if columns.direct is not None:
+            self._layer(columns.direct.index, columns.direct.has_bias).add_direct(columns.direct, self.dtype)
+            return
+        factors = columns.factors
+        if factors is None:
+            raise UnsupportedProgram(
+                f"structure='kron' needs products of data with the weights of sites {list(self.anchor.touched)}, one "
+                "row a datum, and the operations of this program could not be captured as such: use structure='full' "
+                "or 'diag'"
+            )
+        for product in by_weight(factors.products):
+            layer = self._layer(product.index, product.has_bias)
+            layer.add(product, self.shared, columns.first, self.dtype)
+        if len(factors.dense_index):
+            self._hold(factors.dense_index)
+            rows = torch.cat([factors.dense.flatten(0, 1), factors.dense_only]).double()
+            self.matrix.addmm_(rows.mT, rows)
+
+    def merge(self, other: "KronSum") -> None:
+        """Factors and counts add up.
+
+        Args:
+            other: the sum over other data.
+
+        Raises:
+            UnsupportedProgram: if it has other layers.
+        """
+        same = len(self.layers) == len(other.layers) and torch.equal(self.index, other.index)
+        theirs = [next((each for each in other.layers if each.is_over(own.index)), None) for own in self.layers]
+        if not same or any(each is None for each in theirs):
+            raise UnsupportedProgram(
+                "the new data use the weights by other operations than the data of the fit did: fit all data jointly"
+            )
+        for own, each in zip(self.layers, theirs, strict=True):
+            own.merge(each or own)
+        self.matrix = self.matrix + other.matrix
+        self.dtype = torch.promote_types(self.dtype, other.dtype)
+
+    @classmethod
+    def weighted(cls, parts: Sequence[tuple["KronSum", float]]) -> "KronSum":
+        """Terms over the same data have the same inputs: their gradients' factors add up."""
+        first = parts[0][0]
+        total = cls(first.anchor, first.shared, first.dtype)
+        for part, factor in parts:
+            for layer in part.layers:
+                own = total._layer(layer.index, layer.has_bias)
+                own.inputs, own.count = layer.inputs, layer.count
+                own.gradients = own.gradients + layer.gradients * factor
+            if len(part.index):
+                total._hold(part.index)
+                total.matrix += part.matrix * factor
+        return total
+
+    def state(self) -> State:
+        """The factors of each layer, and the matrix."""
+        layers = [layer.state() for layer in self.layers]
+        dense = {"index": self.index, "matrix": self.matrix}
+        return {"shared": self.shared, "double": self.dtype == torch.float64, "layers": layers, **dense}
+
+    @classmethod
+    def from_state(cls, state: State, anchor: Anchor) -> "KronSum":
+        """What `state` gave."""
+        total = cls(anchor, state["shared"], torch.float64 if state["double"] else anchor.theta.dtype)
+        total.layers = [KronFactors.from_state(layer) for layer in state["layers"]]
+        total.index, total.matrix = state["index"], state["matrix"].clone()
+        return total
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """``(B (x) A / count) v`` by layer."""
+        v = vectors.to(self.matrix)
+        total = torch.zeros_like(v)
+        for layer in self.layers:
+            index = layer.index.reshape(-1)
+            total[:, index] = layer.times(v[:, index])
+        total[:, self.index] = v[:, self.index] @ self.matrix
+        return total
+
+    def posterior(self, prior: Prior) -> Block:
+        """A Kronecker product for every layer, whose prior is whitened into its factors, and a dense block.
+
+        Args:
+            prior: of whose diagonal each layer's part is an outer product.
+
+        Returns:
+            the blocks.
+
+        Raises:
+            NeedsDouble: if rounding of the sums counts against this prior.
+        """
+        self._refuse_overlap()
+        if self.layers and not prior.is_diagonal:
+            self._refuse_coupled(prior)
+        diagonal = prior.diagonal
+        placed: list[tuple[Tensor, Block]] = [block for layer in self.layers for block in self._blocks(layer, diagonal)]
+        eps = torch.finfo(self.dtype).eps
+        for _, block in placed:
+            assert isinstance(block, KronBlock)
+            if self.dtype != torch.float64 and eps * float(block.eigenvalues.max()) >= settings.kron_rounding:
+                raise NeedsDouble(f"sums in {self.dtype} are too coarse for this prior: make them in float64")
+        if len(self.index):
+            everything = torch.arange(len(self.index), device=self.index.device)
+            anchor = self.anchor.only(self.index)
+            placed.append((self.index, dense_posterior(self.matrix, everything, prior.over(self.index), anchor)))
+        return Precision(placed)
+
+    def _layer(self, index: Tensor, has_bias: bool) -> KronFactors:
+        """The factors over these coordinates, which may be new ones."""
+        found = next((layer for layer in self.layers if layer.is_over(index)), None)
+        if found is None:
+            found = KronFactors.empty(index, has_bias)
+            self.layers.append(found)
+        return found
+
+    def _hold(self, index: Tensor) -> None:
+        """Make room for the coordinates that no product holds."""
+        if len(index) != len(self.index):
+            size = len(index)
+            refuse_too_large(size**2, 8, f"the curvature [{size}, {size}] of uncaptured sites", "use structure='diag'")
+            self.index, self.matrix = index, torch.zeros(size, size, dtype=torch.float64, device=index.device)
+
+    def _blocks(self, layer: KronFactors, diagonal: Theta) -> Iterator[tuple[Tensor, Block]]:
+        """One block for a weight and its bias where the prior factorises over both, else one for each."""
+        split = _outer(diagonal[layer.index])
+        if split is None and layer.has_bias:
+            parts = layer.without_last_input()
+            splits = [_outer(diagonal[part.index]) for part in parts]
+        else:
+            parts, splits = (layer,), [split]
+        for part, factors in zip(parts, splits, strict=True):
+            index = part.index.reshape(-1)
+            if factors is None:
+                raise UnsupportedProgram(
+                    f"structure='kron': the prior precision of sites {self.anchor.names_of(index)} is not an outer "
+                    "product of one vector over outputs and one over inputs: use structure='full' or 'diag', or a "
+                    "prior that is (isotropic, by output, by input)"
+                )
+            yield index, KronBlock(part.gradients, part.inputs, *factors, part.count, self.dtype)
+
+    def _refuse_overlap(self) -> None:
+        together = torch.cat([self.index, *(layer.index.reshape(-1) for layer in self.layers)])
+        counts = torch.bincount(together, minlength=self.anchor.size)
+        if bool((counts == 1).all()):
+            return
+        twice = bool((counts > 1).any())
+        where = (counts > 1 if twice else counts == 0).nonzero()[:, 0]
+        what = "share a part of a weight" if twice else "do not reach the observed sites"
+        raise UnsupportedProgram(
+            f"structure='kron': products of sites {self.anchor.names_of(where)} {what}: use structure='full' or 'diag'"
         )
 
-    @property
-    def size(self) -> int:
-        """Number of entries of the weight."""
-        return self.eigenvalues.numel()
-
-    def log_det(self) -> Scalar:
-        """Sum of log eigenvalues, plus log det W^2."""
-        out, fan_in = self.eigenvalues.shape
-        return self.eigenvalues.log().sum() + 2 * (
-            fan_in * self.out_scale.log().sum() + out * self.in_scale.log().sum()
-        )
-
-    def color(self, white: Draws) -> Draws:
-        """W^-1 (Q (x) U) (z / sqrt lambda)."""
-        return self._unscale(self._from_basis(self._weights(white) / self.eigenvalues.sqrt())).to(white)
-
-    def whiten(self, deviation: Draws) -> Draws:
-        """Sqrt lambda (Q (x) U)' W d."""
-        return (
-            (self._to_basis(self._scale(self._weights(deviation))) * self.eigenvalues.sqrt()).flatten(-2).to(deviation)
-        )
-
-    def solve(self, vector: Tensor) -> Tensor:
-        """W^-1 (Q (x) U) diag(1 / lambda) (Q (x) U)' W^-1 v."""
-        scaled = self._weights(vector) / self.out_scale.unsqueeze(-1) / self.in_scale
-        return self._unscale(self._from_basis(self._to_basis(scaled) / self.eigenvalues)).to(vector)
-
-    def variance(self) -> Theta:
-        """The diagonal of Lambda^-1, row by row."""
-        inner = self.out_basis.square() @ self.eigenvalues.reciprocal() @ self.in_basis.square().mT
-        return (inner / self.out_scale.square().unsqueeze(-1) / self.in_scale.square()).reshape(-1)
-
-    def to_dense(self) -> Matrix:
-        """Lambda [params, params]."""
-        root = self.whiten(torch.eye(self.size, dtype=self.eigenvalues.dtype, device=self.eigenvalues.device))
-        return root @ root.mT
-
-    def push(self, rows: Tensor) -> Tensor:
-        """Lambda^-1/2 (Q (x) U)' W^-1 j."""
-        scaled = self._weights(rows) / self.out_scale.unsqueeze(-1) / self.in_scale
-        return (self._to_basis(scaled) / self.eigenvalues.sqrt()).flatten(-2).to(rows)
-
-    def diagonal_basis(self, index: Tensor, dtype: torch.dtype) -> Basis | None:
-        """W_out^-1 Q and W_in^-1 U, where the rows cover the weight as a whole."""
-        if index.shape != self.eigenvalues.shape or not torch.equal(
-            index.reshape(-1), torch.arange(self.size).to(index)
-        ):
-            return None
-        out_root, in_root = self.out_basis / self.out_scale.unsqueeze(-1), self.in_basis / self.in_scale.unsqueeze(-1)
-        return Basis(out_root.to(dtype), in_root.to(dtype), self.eigenvalues.reciprocal().to(dtype))
-
-    def _weights(self, x: Tensor) -> Tensor:
-        return x.to(self.eigenvalues).reshape(*x.shape[:-1], *self.eigenvalues.shape)
-
-    def _scale(self, weights: Tensor) -> Tensor:
-        return weights * self.out_scale.unsqueeze(-1) * self.in_scale
-
-    def _unscale(self, weights: Tensor) -> Tensor:
-        return (weights / self.out_scale.unsqueeze(-1) / self.in_scale).flatten(-2)
-
-    def _to_basis(self, weights: Tensor) -> Tensor:
-        return self.out_basis.mT @ weights @ self.in_basis
-
-    def _from_basis(self, weights: Tensor) -> Tensor:
-        return self.out_basis @ weights @ self.in_basis.mT
+    def _refuse_coupled(self, prior: Prior) -> None:
+        """Refuse a prior whose Hessian couples entries of captured weights, with one another or with other sites."""
+        index = torch.cat([layer.index.reshape(-1) for layer in self.layers])
+        if not prior.over(index).is_diagonal:
+            raise UnsupportedProgram(
+                f"structure='kron': the prior couples the entries of sites {self.anchor.names_of(index)}, which a "
+                "Kronecker product cannot hold: use structure='full'"
+            )
 
 
-def _eigh(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors, computed in a dtype and given in float64."""
-    values, vectors = torch.linalg.eigh(matrix.to(dtype))
-    return values.double(), vectors.double()
+def _outer(prior: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Vectors with prior [out, in] = d_out d_in', or None."""
+    if not bool((prior != 0).any()):
+        return torch.zeros_like(prior[:, 0]), torch.zeros_like(prior[0])
+    if not bool((prior > 0).all()):
+        return None
+    out_prior, in_prior = prior[:, 0] / prior[0, 0], prior[0]
+    close = torch.allclose(out_prior.unsqueeze(-1) * in_prior, prior, rtol=1e-5)
+    return (out_prior, in_prior) if close else None

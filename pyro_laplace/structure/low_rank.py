@@ -1,147 +1,187 @@
-"""A diagonal precision and an update of low rank, in the basis that the diagonal whitens.
+"""The leading eigenpairs of a curvature, by a randomised sketch that takes one pass over the data.
 
-``Lambda = D^1/2 (I + Q diag(s) Q') D^1/2`` with orthonormal columns Q: its inverse and root are closed forms of the
-same shape (Woodbury), at a cost of params times rank.
+What is kept is ``Y = H T`` for a test matrix T of `rank` + `settings.oversampling` columns: a sum over data like any
+other. Of a positive semi-definite H, Nystroem's approximation ``Y (T'Y)^+ Y'`` is exact as soon as the columns reach
+its rank (Halko et al. 2011, "Finding structure with randomness"; Tropp et al. 2017, "Fixed-rank approximation of a
+positive-semidefinite matrix from streaming data"). A prior whitens it afterwards: no other pass for another prior. A
+further pass, with T the range that the last one found, is a step of power iteration.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
-from pyro_laplace._errors import IndefiniteCurvature, LaplaceError
-from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
+from pyro_laplace._errors import IndefiniteCurvature, LaplaceError, UnsupportedProgram
+from pyro_laplace._typing import State, Theta
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.reading.columns import Columns
+from pyro_laplace.reading.prior import Prior
+from pyro_laplace.settings import settings
 from pyro_laplace.structure.block import Block
-from pyro_laplace.structure.products import LikelihoodProduct
+from pyro_laplace.structure.explain import advise
+from pyro_laplace.structure.low_rank_block import LowRankBlock
+from pyro_laplace.structure.options import LowRank
+from pyro_laplace.structure.sum import Sum
 
 
-class DiagLowRank(Block):
-    """``Lambda = D^1/2 (I + Q diag(s) Q') D^1/2``; its root is ``R = (I + Q diag(sqrt(1 + s) - 1) Q') D^1/2``."""
+class LowRankSum(Sum):
+    """The sketch; of few coordinates the matrix itself.
 
-    scale: Tensor
-    basis: Tensor
-    eigenvalues: Tensor
+    Args:
+        anchor: theta and its free coordinates.
+        option: rank and passes.
+        test: T [params, columns], in float64; None where ``T = I`` and the sketch is H.
+        sketch: Y [params, columns], in float64.
+        rooted: whether H is positive semi-definite.
+    """
 
-    def __init__(self, diagonal: Theta, basis: Tensor, eigenvalues: Tensor) -> None:
-        """Hold the diagonal and the update.
+    def __init__(self, anchor: Anchor, option: LowRank, test: Tensor | None, sketch: Tensor, rooted: bool) -> None:
+        self.anchor, self.option, self.test, self.sketch, self.rooted = anchor, option, test, sketch, rooted
+        self._passes = 1
 
-        Args:
-            diagonal: D [params], positive.
-            basis: Q [params, rank], orthonormal columns.
-            eigenvalues: s [rank], above -1.
+    @classmethod
+    def plan(
+        cls, option: Any, anchor: Anchor, prior: Prior, exact: Sequence[str] = (), double: bool = False
+    ) -> "LowRankSum":
+        """A prior that whitens; the test matrix has the prior's scale, so that the sketch sees what data add to it.
+
+        Returns:
+            the empty sum.
 
         Raises:
-            IndefiniteCurvature: if Lambda is not positive definite.
+            UnsupportedProgram: if the prior's precision is not a positive diagonal, naming the sites.
         """
-        super().__init__()
-        if not bool((diagonal > 0).all()) or not bool((eigenvalues > -1).all()):
-            raise IndefiniteCurvature("the posterior precision is not positive definite")
-        self.register_buffer("scale", diagonal.double().sqrt())
-        self.register_buffer("basis", basis.double())
-        self.register_buffer("eigenvalues", eigenvalues.double())
+        _refuse_prior(option, anchor, prior)
+        size, device = anchor.size, anchor.theta.device
+        columns = option.rank + settings.oversampling
+        if size <= max(4 * option.rank, settings.small, columns):
+            return cls(anchor, option, None, torch.zeros(size, size, dtype=torch.float64, device=device), not exact)
+        generator = torch.Generator().manual_seed(0)
+        test = torch.randn(size, columns, generator=generator, dtype=torch.float64).to(device)
+        test = test / prior.diagonal.sqrt().unsqueeze(1)
+        return cls(anchor, option, test, torch.zeros_like(test), not exact)
 
-    @property
-    def size(self) -> int:
-        """Number of coordinates."""
-        return len(self.scale)
+    def add(self, columns: Columns) -> None:
+        """Add ``A'(A T)``."""
+        self.sketch += columns.matrix() if self.test is None else columns.times(self.test.mT).mT
 
-    def log_det(self) -> Scalar:
-        """Sum log D + sum log(1 + s)."""
-        return 2 * self.scale.log().sum() + self.eigenvalues.log1p().sum()
+    def refine(self) -> bool:
+        """The range that was found is the next pass's test matrix, as long as `option.passes` asks for one."""
+        if self.test is None or self._passes >= self.option.passes:
+            return False
+        scale = self.test.norm(dim=1, keepdim=True)  # about the prior's standard deviations
+        basis = torch.linalg.qr(self.sketch * scale).Q
+        self.test, self.sketch = basis * scale, torch.zeros_like(self.sketch)
+        self._passes += 1
+        return True
 
-    def color(self, white: Draws) -> Draws:
-        """D^-1/2 (z + Q ((1 + s)^-1/2 - 1) Q'z)."""
-        change = (1 + self.eigenvalues).rsqrt() - 1
-        return (self._changed(white.to(self.scale), change) / self.scale).to(white)
+    def merge(self, other: "LowRankSum") -> None:
+        """Sketches by one test matrix add up.
 
-    def whiten(self, deviation: Draws) -> Draws:
-        """X + Q (sqrt(1 + s) - 1) Q'x of x = D^1/2 d."""
-        change = (1 + self.eigenvalues).sqrt() - 1
-        return self._changed(deviation.to(self.scale) * self.scale, change).to(deviation)
+        Args:
+            other: the sum over other data.
 
-    def solve(self, vector: Tensor) -> Tensor:
-        """D^-1/2 (x - Q s/(1 + s) Q'x) of x = D^-1/2 v."""
-        change = -self.eigenvalues / (1 + self.eigenvalues)
-        return (self._changed(vector.to(self.scale) / self.scale, change) / self.scale).to(vector)
+        Raises:
+            LaplaceError: if its test matrix is another.
+        """
+        same = self.test is other.test or (
+            self.test is not None and other.test is not None and torch.equal(self.test, other.test.to(self.test))
+        )
+        if not same:
+            raise LaplaceError(
+                f"{self.option} sketched its data by test matrices that the data themselves chose, and the sketches do "
+                "not add up: fit all data jointly, or give passes=1"
+            )
+        self.sketch = self.sketch + other.sketch
 
-    def variance(self) -> Theta:
-        """``(1 - Q^2 s/(1 + s)) / D``."""
-        shrunk = self.basis.square() @ (self.eigenvalues / (1 + self.eigenvalues))
-        return (1 - shrunk) / self.scale.square()
+    @classmethod
+    def weighted(cls, parts: Sequence[tuple["LowRankSum", float]]) -> "LowRankSum":
+        """Sketches of several terms by one test matrix."""
+        first = parts[0][0]
+        sketch = torch.stack([part.sketch * factor for part, factor in parts]).sum(0)
+        return cls(first.anchor, first.option, first.test, sketch, all(part.rooted for part, _ in parts))
 
-    def to_dense(self) -> Matrix:
-        """D + D^1/2 Q diag(s) Q' D^1/2."""
-        root = self.scale.unsqueeze(-1) * self.basis
-        return self.scale.square().diag() + (root * self.eigenvalues) @ root.mT
+    def state(self) -> State:
+        """The test matrix and the sketch."""
+        option = {"rank": self.option.rank, "passes": self.option.passes}
+        return {**option, "test": self.test, "sketch": self.sketch, "rooted": self.rooted}
 
-    def push(self, rows: Tensor) -> Tensor:
-        """X + Q ((1 + s)^-1/2 - 1) Q'x of x = D^-1/2 j."""
-        change = (1 + self.eigenvalues).rsqrt() - 1
-        return self._changed(rows.to(self.scale) / self.scale, change).to(rows)
+    @classmethod
+    def from_state(cls, state: State, anchor: Anchor) -> "LowRankSum":
+        """What `state` gave."""
+        option = LowRank(state["rank"], state["passes"])
+        return cls(anchor, option, state["test"], state["sketch"].clone(), state["rooted"])
 
-    def _changed(self, x: Tensor, change: Tensor) -> Tensor:
-        """X + Q diag(change) Q'x of x [..., params]."""
-        return x + ((x @ self.basis) * change) @ self.basis.mT
+    def times(self, vectors: Tensor) -> Tensor:
+        """``Y (T'Y)^+ Y'v``."""
+        v = vectors.to(self.sketch)
+        if self.test is None:
+            return v @ self.sketch
+        values, vectors_of = self._pairs(torch.ones_like(v[0]))
+        return ((v @ vectors_of) * values) @ vectors_of.mT
+
+    def posterior(self, prior: Prior) -> Block:
+        """The prior, and the leading eigenpairs of the curvature that it whitens.
+
+        Args:
+            prior: a positive diagonal.
+
+        Returns:
+            the block.
+
+        Raises:
+            IndefiniteCurvature: if the point is no maximum in some direction, naming the sites that form it.
+        """
+        _refuse_prior(self.option, self.anchor, prior)
+        values, vectors = self._pairs(prior.diagonal.sqrt())
+        leading = values.abs().argsort(descending=True)[: self.option.rank]
+        values, vectors = values[leading], vectors[:, leading]
+        if self.rooted:
+            values = values.clamp(min=0)  # what is negative is rounding
+        if not bool((values > -1).all()):
+            direction = vectors[:, values.argmin()].square()
+            raise IndefiniteCurvature(advise(direction, float(1 + values.min()), self.anchor))
+        return LowRankBlock(prior.diagonal, vectors, values)
+
+    def _pairs(self, scale: Theta) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and orthonormal eigenvectors of ``D^-1 H D^-1``, with D the scale, as far as the sketch goes."""
+        if self.test is None:
+            return torch.linalg.eigh(self.sketch / scale / scale.unsqueeze(1))
+        whitened = self.sketch / scale.unsqueeze(1)
+        return self._semidefinite(whitened) if self.rooted else self._indefinite(whitened, scale)
+
+    def _semidefinite(self, whitened: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``B B'`` with ``B = D^-1 Y (T'Y)^-1/2``."""
+        assert self.test is not None
+        core = self.test.mT @ self.sketch
+        weights, basis = torch.linalg.eigh((core + core.mT) / 2)
+        rounding = len(weights) * torch.finfo(self.anchor.theta.dtype).eps * float(weights.abs().max())
+        kept = weights > rounding
+        if not bool(kept.any()):  # the data say nothing
+            return whitened.new_zeros(0), whitened[:, :0]
+        root = whitened @ (basis[:, kept] / weights[kept].sqrt())
+        values, vectors = torch.linalg.eigh(root.mT @ root)
+        kept = values > len(values) * torch.finfo(values.dtype).eps * values.max()
+        return values[kept], root @ (vectors[:, kept] / values[kept].sqrt())
+
+    def _indefinite(self, whitened: Tensor, scale: Theta) -> tuple[Tensor, Tensor]:
+        """Of ``Q X Q'`` with Q the sketch's range and X the least-squares solution of ``X Q'D T = Q'D^-1 Y``."""
+        assert self.test is not None
+        basis = torch.linalg.qr(whitened).Q
+        given, found = basis.mT @ (self.test * scale.unsqueeze(1)), basis.mT @ whitened
+        core = found @ torch.linalg.pinv(given)
+        values, vectors = torch.linalg.eigh((core + core.mT) / 2)
+        return values, basis @ vectors
 
 
-def whitened_eigenpairs(curvature: LikelihoodProduct, scale: Theta, rank: int) -> tuple[Tensor, Tensor]:
-    """The leading eigenpairs of ``D^-1/2 G D^-1/2``.
-
-    With fewer rows of a root A than coordinates, they are those of the dual ``A D^-1 A'``, mapped back: Lanczos vectors
-    are then as long as A has rows.
-
-    Args:
-        curvature: G.
-        scale: D^1/2 [params].
-        rank: how many.
-
-    Returns:
-        eigenvalues [r] and orthonormal eigenvectors [params, r] in float64, r at most the rank.
-    """
-    rows = curvature.rows
-    if rows is None or rows >= len(scale):
-        return leading_eigenpairs(lambda v: curvature(v / scale) / scale, rank, curvature.like)
-    if rows <= 2 * rank:
-        dual = torch.eye(rows, dtype=torch.float64, device=scale.device)
-    else:
-        like = torch.empty(rows, dtype=curvature.like.dtype, device=scale.device)
-        dual = leading_eigenpairs(lambda u: curvature.push(curvature.pull(u) / scale.square()), rank, like)[1]
-    back = torch.stack([curvature.pull(u) for u in dual.mT], 1).div_(scale.unsqueeze(-1))  # D^-1/2 A'U
-    values, vectors = torch.linalg.eigh(back.mT @ back)
-    values, vectors = values[-rank:], vectors[:, -rank:]
-    kept = values > len(values) * torch.finfo(values.dtype).eps * values.max()
-    return values[kept], back @ (vectors[:, kept] / values[kept].sqrt())
-
-
-def leading_eigenpairs(product: Callable[[Tensor], Tensor], rank: int, like: Theta) -> tuple[Tensor, Tensor]:
-    """The eigenpairs of largest magnitude of a symmetric matrix, by implicitly restarted Lanczos (ARPACK).
-
-    Args:
-        product: v -> M v, [params] to [params].
-        rank: how many, fewer than params.
-        like: a vector [params] of the dtype that the products are made in.
-
-    Returns:
-        eigenvalues [rank] and orthonormal eigenvectors [params, rank], in float64.
-
-    Raises:
-        LaplaceError: if the iteration does not converge.
-    """
-    size = len(like)
-
-    def multiply(vector: np.ndarray) -> np.ndarray:
-        v = torch.as_tensor(vector.reshape(-1), dtype=torch.float64, device=like.device)
-        return product(v).cpu().numpy()
-
-    operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)  # pyright: ignore[reportCallIssue]
-    start = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
-    tolerance = torch.finfo(like.dtype).eps ** 0.75
-    try:
-        values, vectors = eigsh(operator, k=rank, which="LM", v0=start, tol=tolerance)
-    except ArpackNoConvergence as error:
-        raise LaplaceError(
-            f"LowRank: {len(error.eigenvalues)} of {rank} eigenpairs of the curvature converged: give a lower rank"
-        ) from error
-    return torch.as_tensor(values).to(like.device), torch.as_tensor(vectors).to(like.device)
+def _refuse_prior(option: LowRank, anchor: Anchor, prior: Prior) -> None:
+    coupled = ~(prior.diagonal > 0) if prior.is_diagonal else prior.coupled
+    if bool(coupled.any()):
+        names = anchor.names_of(coupled.nonzero()[:, 0])
+        raise UnsupportedProgram(
+            f"structure=LowRank({option.rank}) needs a diagonal prior precision, and positive: that of sites {names} "
+            f"{'is not positive' if prior.is_diagonal else 'couples their coordinates'}. Use 'full' for them, by a "
+            "mapping {site glob: structure}"
+        )

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from pyro_laplace._errors import InvalidOption, check_option
-
-NAMES = ("full", "block", "kron", "diag")
-"""The structures that have no option of their own."""
 
 
 @dataclass(frozen=True)
@@ -16,18 +14,23 @@ class LowRank:
 
     Attributes:
         rank: number of eigenpairs of the prior-whitened curvature that are kept; exact from its own rank on.
+        passes: over the data. Each further one is a step of power iteration, which sharpens eigenpairs of a spectrum
+            that falls off slowly; a posterior of more than one pass cannot be updated.
     """
 
     rank: int
+    passes: int = 1
 
     def __post_init__(self) -> None:
-        """Check the rank.
+        """Check rank and passes.
 
         Raises:
-            InvalidOption: if it is not a positive integer.
+            InvalidOption: if one is not a positive integer.
         """
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise InvalidOption(f"LowRank(rank={self.rank!r}): give the number of eigenpairs to keep, at least 1")
+        if isinstance(self.passes, bool) or not isinstance(self.passes, int) or self.passes < 1:
+            raise InvalidOption(f"LowRank(passes={self.passes!r}): give the number of passes over the data, at least 1")
 
 
 @dataclass(frozen=True)
@@ -50,34 +53,12 @@ class Kron:
         check_option("shared", self.shared, ("expand", "reduce"))
 
 
-Single = str | LowRank | Kron
-"""One structure for a group of sites."""
-
-Structure = Single | Mapping[str, Single]
-"""What `structure=` may be."""
+type Structure = Any
+"""What `structure=` may be: a name, `Kron`, `LowRank`, what another structure is registered under, or a mapping of site
+globs to these. `build.check_structure` says whether something is one."""
 
 
-def check_structure(structure: object) -> None:
-    """Refuse what is no structure.
-
-    Args:
-        structure: what was given.
-
-    Raises:
-        InvalidOption: naming it, and listing what is possible.
-    """
-    single = f"{', '.join(map(repr, NAMES))}, pl.Kron(shared) or pl.LowRank(rank)"
-    if isinstance(structure, Mapping):
-        if not structure:
-            raise InvalidOption(f"structure is an empty mapping: give {{site glob: structure}}, of {single}")
-        for glob, part in structure.items():
-            if not isinstance(glob, str) or not _is_single(part):
-                raise InvalidOption(f"structure: {glob!r}: {part!r} is not a site glob with one of {single}")
-    elif not _is_single(structure):
-        raise InvalidOption(f"structure={structure!r} is not one of {single}, or a mapping {{site glob: one of these}}")
-
-
-def group_sites(structure: Mapping[str, Single], sites: Iterable[str]) -> list[tuple[Single, list[str]]]:
+def group_sites(structure: Mapping[str, Any], sites: Iterable[str]) -> list[tuple[Any, list[str]]]:
     """The sites of each part of a mapping; the first glob that matches a site takes it.
 
     Args:
@@ -108,7 +89,3 @@ def group_sites(structure: Mapping[str, Single], sites: Iterable[str]) -> list[t
             "(the first match wins)"
         )
     return [(structure[glob], taken) for glob, taken in groups.items()]
-
-
-def _is_single(structure: object) -> bool:
-    return isinstance(structure, LowRank | Kron) or (isinstance(structure, str) and structure in NAMES)

@@ -69,6 +69,11 @@ class Precision(Block):
         """R'^-1 j for rows j [..., params] of a Jacobian."""
         return self._each("push", rows)
 
+    @staticmethod
+    def of(block: Block, dtype: torch.dtype) -> "Precision":
+        """A block that may consist of several as these, with their results in a dtype."""
+        return Precision(block.placed(), dtype)
+
     def placed(self) -> list[tuple[Tensor, Block]]:
         """Each block with its coordinates [block size]."""
         return list(zip(self.order.split(self.sizes), self.blocks, strict=True))

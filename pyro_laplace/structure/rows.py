@@ -1,18 +1,17 @@
-"""A curvature A'A by the rows of A while these are few, by the matrix from then on.
+"""A curvature A'A by the rows of A.
 
-Axis letters as in `factors`; r a row of A that is not zero. The Gram matrix AA' of rows ``g (x) a`` is
+Axis letters as in `records`; r a row of A that is not zero. The Gram matrix AA' of rows ``g (x) a`` is
 ``(g_r' g_s)(a_r' a_s)``: it needs no row, also where a diagonal that is itself an outer product whitens them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pyro_laplace._memory import refuse_too_large
-from pyro_laplace._typing import Matrix, Theta
-from pyro_laplace.reading.factors import Factors
-from pyro_laplace.structure.gram import Gram
+from pyro_laplace._typing import Theta
+from pyro_laplace.reading.gram import Gram
+from pyro_laplace.reading.records import Factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +25,28 @@ class FewRows:
 
     size: int
     pieces: list[Factors]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that are not zero."""
+        return sum(piece.num_rows for piece in self.pieces)
+
+    @property
+    def elements(self) -> int:
+        """How many elements the factors hold."""
+        return sum(piece.elements for piece in self.pieces)
+
+    def scaled(self, factor: float) -> "FewRows":
+        """The rows of ``factor A'A``."""
+        root = factor**0.5
+        return FewRows(self.size, self.pieces if factor == 1.0 else [_scaled(piece, root) for piece in self.pieces])
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """``A'A v`` of vectors v [v, params]."""
+        total = torch.zeros(len(vectors), self.size, dtype=torch.float64, device=vectors.device)
+        for piece in self.pieces:
+            total += piece.pull(piece.push(vectors), self.size)
+        return total
 
     def gram(self) -> Gram:
         """A'A."""
@@ -44,61 +65,9 @@ class FewRows:
             ``Z = A diag(1/s)`` [rows, params] and ``ZZ'`` [rows, rows], in float64. The product of two float32 numbers
             is exact in float64, so both are of the same A.
         """
-        parts = [_flat(piece, self.size) for piece in self.pieces]
-        flat = _joined(parts) if _alike(parts) else _joined([part.as_dense(self.size) for part in parts])
+        parts = [_flattened(piece, self.size) for piece in self.pieces]
+        flat = _stacked(parts) if _same_products(parts) else _stacked([part.as_dense(self.size) for part in parts])
         return flat.rows(self.size).div_(scale), flat.whitened_gram(scale)
-
-
-class FewRowsOrGram:
-    """Adds up A'A over chunks.
-
-    Args:
-        size: number of coordinates.
-        device: of the sums.
-        limit: rows up to which A is kept in place of A'A; 0 for none.
-        remedy: what to do where A'A is too large.
-    """
-
-    def __init__(self, size: int, device: torch.device, limit: int, remedy: str) -> None:
-        self.size, self.device, self.remedy = size, device, remedy
-        self._limit, self._num_rows, self._elements = limit, 0, 0
-        self._held: list[Factors] = []
-        self._gram = None if limit else self._empty()
-
-    def add(self, factors: Factors) -> None:
-        """Add A'A of a chunk."""
-        if self._gram is not None:
-            self._gram.add(factors)
-            return
-        self._held.append(factors)
-        self._num_rows += int(_live(factors).sum()) + len(factors.dense_only)
-        self._elements += factors.dense.numel() + factors.dense_only.numel()
-        self._elements += sum(product.inputs.numel() + product.gradients.numel() for product in factors.products)
-        if self._num_rows > self._limit or self._elements > max(self.size**2 // 4, _ELEMENTS):
-            self._to_gram()
-
-    def add_symmetric(self, matrix: Matrix) -> None:
-        """Add a matrix that no root is known of."""
-        self._to_gram().add_symmetric(matrix)
-
-    def total(self) -> FewRows | Gram:
-        """The sum: rows if there are no more than the limit."""
-        return FewRows(self.size, self._held) if self._gram is None and self._held else self._to_gram()
-
-    def _to_gram(self) -> Gram:
-        if self._gram is None:
-            self._gram = self._empty()
-            while self._held:
-                self._gram.add(self._held.pop(0))
-        return self._gram
-
-    def _empty(self) -> Gram:
-        refuse_too_large(self.size**2, 8, f"the dense curvature [{self.size}, {self.size}]", self.remedy)
-        return Gram(self.size, self.device)
-
-
-_ELEMENTS = 2**16
-"""Elements of factors that are held whatever the size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,17 +123,9 @@ def _run(places: Tensor) -> int:
     return int(apart[0]) + 1 if len(apart) else len(places)
 
 
-def _live(factors: Factors) -> Tensor:
-    """Which rows of the products and dense columns beside them are not zero [n, k]."""
-    live = (factors.dense != 0).any(-1)
-    for product in factors.products:
-        live = live | (product.gradients != 0).flatten(2).any(-1)
-    return live
-
-
-def _flat(factors: Factors, size: int) -> _Flat:
+def _flattened(factors: Factors, size: int) -> _Flat:
     """A chunk's rows; products with more than one position, or that share coordinates, become dense columns."""
-    live, index, only = _live(factors), factors.dense_index, factors.dense_only.double()
+    live, index, only = factors.live, factors.dense_index, factors.dense_only.double()
     own = torch.cat([index, *(product.index.reshape(-1) for product in factors.products)])
     dense = torch.cat([factors.dense[live].double(), only])
     if len(own.unique()) == len(own) and not any(product.shared for product in factors.products):
@@ -182,17 +143,22 @@ def _flat(factors: Factors, size: int) -> _Flat:
     return _Flat([], torch.arange(size, device=index.device), rows.index_add_(1, index, dense))
 
 
+def _scaled(factors: Factors, root: float) -> Factors:
+    products = [replace(product, gradients=product.gradients * root) for product in factors.products]
+    return replace(factors, products=products, dense=factors.dense * root, dense_only=factors.dense_only * root)
+
+
 def _padded(rows: Tensor, count: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(count, rows.shape[1])]) if count else rows
 
 
-def _alike(parts: list[_Flat]) -> bool:
+def _same_products(parts: list[_Flat]) -> bool:
     """Whether all chunks have the same products, one after the other."""
     ways = [[part.index, *(index for index, _, _ in part.products)] for part in parts]
     return all(len(way) == len(ways[0]) and all(map(torch.equal, way, ways[0])) for way in ways)
 
 
-def _joined(parts: list[_Flat]) -> _Flat:
+def _stacked(parts: list[_Flat]) -> _Flat:
     """The rows of all chunks, which have the same products."""
     products = [
         (own[0][0], torch.cat([g for _, g, _ in own]), torch.cat([a for _, _, a in own]))

@@ -7,16 +7,16 @@ import torch
 from programs.captured import FUNCTIONS, N, batch_statistics, factors_of
 from programs.modules import MODULES
 
+import pyro_laplace as pl
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.likelihood import likelihood_of
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.reading import factors, gradients
-from pyro_laplace.reading import verification as verify
-from pyro_laplace.structure.accumulate import CURVATURES, likelihood_diagonal, likelihood_matrix
-from pyro_laplace.structure.data_pass import Pass
-from pyro_laplace.structure.kronecker import kron_factors
+from pyro_laplace.structure.build import sum_over_data
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -31,7 +31,18 @@ def problem(name):
     data = as_data((x, y))
     program = Program.trace(model() if isinstance(model, type) else model, data)
     theta = program.start + 0.3 * torch.randn(program.num_params, generator=generator)
-    return program, data, Point(theta, torch.arange(len(theta)))
+    return program, data, anchored(program, theta)
+
+
+def anchored(program, theta, index=None):
+    """A point of a program, some coordinates free."""
+    return Anchor(theta, torch.arange(len(theta)) if index is None else index, program.latents)
+
+
+def summed(program, point, data, structure="full"):
+    """The GGN of the likelihood, summed over data."""
+    with undisturbed(), torch.no_grad():
+        return sum_over_data(Loop(program, data), point, CURVATURES["ggn"], structure).likelihood
 
 
 def naive(program, point, data):
@@ -58,9 +69,8 @@ def naive(program, point, data):
 def test_full_and_diag_equal_the_naive_sum(name):
     program, data, point = problem(name)
     expected = naive(program, point, data)
-    with undisturbed(), torch.no_grad():
-        full = likelihood_matrix(CURVATURES["ggn"], Pass(program, point, data))
-        diagonal = likelihood_diagonal(CURVATURES["ggn"], Pass(program, point, data))
+    full = summed(program, point, data).times(torch.eye(point.size))
+    diagonal = summed(program, point, data, "diag").times(torch.ones(1, point.size))[0]
     torch.testing.assert_close(full, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(diagonal, expected.diagonal(), rtol=1e-9, atol=1e-9)
 
@@ -92,8 +102,7 @@ def test_a_subset_is_the_submatrix(name):
     program, data, point = problem(name)
     last = list(program.latents)[1:]
     index = torch.cat([torch.arange(program.layout[n].start, program.layout[n].stop) for n in last])
-    with undisturbed(), torch.no_grad():
-        found = likelihood_matrix(CURVATURES["ggn"], Pass(program, Point(point.theta, index), data))
+    found = summed(program, anchored(program, point.theta, index), data).times(torch.eye(len(index)))
     expected = naive(program, point, data)[index][:, index]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -101,8 +110,7 @@ def test_a_subset_is_the_submatrix(name):
 @pytest.mark.parametrize("name", ["hand_written", "convolution"])
 def test_nothing_of_the_program_keeps_a_gradient(name):
     program, data, point = problem(name)
-    with undisturbed(), torch.no_grad():
-        likelihood_matrix(CURVATURES["ggn"], Pass(program, point, data))
+    summed(program, point, data)
     assert not point.theta.requires_grad
     assert point.theta.grad is None
 
@@ -130,7 +138,7 @@ def test_a_layer_that_is_the_likelihoods_own_needs_no_root(likelihood, subset_of
     data = as_data((x, target))
     program = Program.trace(model, data)
     theta = program.start + 0.3 * torch.randn(15, generator=generator)
-    point = Point(theta, torch.arange(15))
+    point = anchored(program, theta)
     p = (x @ theta[:12].reshape(3, 4).T + theta[12:]).softmax(-1)
     information = (p.diag_embed() - p.unsqueeze(2) * p.unsqueeze(1)) * (5 if likelihood == "counts" else 1)
     a = torch.cat([x, torch.ones(N, 1)], 1)[mask]
@@ -141,14 +149,13 @@ def test_a_layer_that_is_the_likelihoods_own_needs_no_root(likelihood, subset_of
         pytest.fail("made a root")
 
     monkeypatch.setattr("pyro_laplace.curvature.root.Information.root", no_root)
-    with undisturbed(), torch.no_grad():
-        diagonal = likelihood_diagonal(CURVATURES["ggn"], Pass(program, point, data))
-        (factors,), _, _ = kron_factors(CURVATURES["ggn"], Pass(program, point, data), point)
+    diagonal = summed(program, point, data, "diag").times(torch.ones(1, 15))[0]
+    (state,) = summed(program, point, data, "kron").sums["y",].state()["layers"]
     torch.testing.assert_close(diagonal[:12].reshape(3, 4), expected[:, :4], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(diagonal[12:], expected[:, 4], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(factors.gradients, gradients, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(factors.inputs, a.T @ a, rtol=1e-9, atol=1e-9)
-    assert factors.count == int(mask.sum())
+    torch.testing.assert_close(state["gradients"], gradients, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state["inputs"].tril(), (a.T @ a).tril(), rtol=1e-9, atol=1e-9)
+    assert state["count"] == int(mask.sum())
 
 
 class _Entry(torch.autograd.Function):
@@ -166,11 +173,10 @@ class _Entry(torch.autograd.Function):
         return gradient.new_zeros(ctx.shape).index_put((torch.tensor([1]), torch.tensor([2])), gradient)
 
 
-@pytest.mark.parametrize("large", [0, verify._LARGE], ids=["by probes", "entry by entry"])
+@pytest.mark.parametrize("large", [1, pl.settings.probed_coordinates], ids=["by probes", "entry by entry"])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_a_use_that_was_not_seen_is_found_out(hidden, transposed, large, monkeypatch):
-    monkeypatch.setattr(verify, "_LARGE", large)
+def test_a_use_that_was_not_seen_is_found_out(hidden, transposed, large):
 
     def model(x, y):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4, 3]).to_event(2))
@@ -184,7 +190,6 @@ def test_a_use_that_was_not_seen_is_found_out(hidden, transposed, large, monkeyp
     x, y = torch.randn(N, 4 if transposed else 3), torch.randint(3, (N,))
     data = as_data((x, y))
     program = Program.trace(model, data, {"w": torch.randn(4, 3)})
-    everything = torch.arange(program.num_params)
-    with undisturbed(), torch.no_grad():
-        found = factors_of(program, Point(program.start, everything), next(program.chunks(data)))
+    with undisturbed(), torch.no_grad(), pl.settings.using(probed_coordinates=large):
+        found = factors_of(program, anchored(program, program.start), next(program.chunks(data)))
     assert (found is None) == hidden

@@ -9,11 +9,11 @@ from programs.zoo import Case, map_guide_at_theta, mlp_classifier, mlp_regressio
 from pyro import poutine
 
 import pyro_laplace as pl
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.linearized.choose import nonlinearity
 from pyro_laplace.program.program import Program
-from pyro_laplace.structure.accumulate import CURVATURES
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -33,7 +33,7 @@ def test_factors_and_derived_sites_keep_their_hessian(curvature):
     data = x, y = data_of(PROBLEMS["known_scale"])
     program = Program.trace(several_terms, as_data(data))
     theta = 0.4 * torch.randn(4, generator=torch.Generator().manual_seed(2))
-    point = Point(theta, torch.arange(4))
+    point = Anchor(theta, torch.arange(4), program.latents)
     z = (y > 0).double()
     exact = torch.func.hessian(lambda t: ((x @ t) ** 4).sum() + 0.5 * (((t - 0.5) / 2) ** 2).sum())(theta)
     found = matrix(CURVATURES[curvature], program, point, data) - exact

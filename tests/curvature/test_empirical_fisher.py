@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 import pyro_laplace as pl
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.data import as_data
-from pyro_laplace.structure.data_pass import Pass
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -35,9 +35,10 @@ def test_captured_where_it_should_be(name):
     problem = PROBLEMS[name]
     data = as_data(data_of(problem))
     program, point = measured(problem, data_of(problem))
-    (run, root), *_ = EMPIRICAL.roots(Pass(program, point, data))
     with undisturbed(), torch.no_grad():
-        captured = factors_of(program, point, run.chunk, root)
+        chunk = next(program.chunks(data))
+        root = EMPIRICAL.root(program, CapturedRun.make(program, point, chunk).run, chunk)
+        captured = factors_of(program, point, chunk, root)
     assert (captured is not None) == problem.captured
     if name == "unregistered":
         assert captured is not None
@@ -52,7 +53,7 @@ def test_empirical_fisher_of_a_subset_is_the_submatrix(name):
     last = list(program.layout.values())[-1]
     index = torch.arange(last.start, last.stop)
     expected = naive(name, point.theta, *data)[index][:, index]
-    assert_same(matrix(EMPIRICAL, program, Point(point.theta, index), data), expected)
+    assert_same(matrix(EMPIRICAL, program, Anchor(point.theta, index, program.latents), data), expected)
 
 
 @pytest.mark.parametrize("name", ["network", "unregistered", "two_heads"])

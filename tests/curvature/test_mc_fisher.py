@@ -22,11 +22,11 @@ from pyro import poutine
 
 import pyro_laplace as pl
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.run import CapturedRun
+from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.program.program import Program
-from pyro_laplace.structure.accumulate import CURVATURES
-from pyro_laplace.structure.data_pass import Pass
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -35,7 +35,6 @@ def test_scores_of_every_label_average_to_the_fisher_information():
     """Bernoulli labels can be enumerated: sum_y p(y) g_y g_y' is the GGN."""
     x, _ = data_of(PROBLEMS["bernoulli"])
     theta = 0.4 * torch.randn(5, generator=torch.Generator().manual_seed(2))
-    point = Point(theta, torch.arange(5))
     probs = torch.sigmoid(x @ theta[:4] + theta[4])
 
     def weighted(x, y):
@@ -46,7 +45,7 @@ def test_scores_of_every_label_average_to_the_fisher_information():
     for label in (torch.ones(N), torch.zeros(N)):
         # the weight multiplies the latent sites' density too, which is no part of the likelihood's curvature
         program = Program.trace(poutine.block(weighted, hide=[]), as_data((x, label)))
-        total += matrix(EMPIRICAL, program, point, (x, label))
+        total += matrix(EMPIRICAL, program, Anchor(theta, torch.arange(5), program.latents), (x, label))
     inputs = torch.cat([x, torch.ones(N, 1)], 1)
     assert_same(total, inputs.T @ ((probs * (1 - probs))[:, None] * inputs))
 
@@ -60,12 +59,12 @@ def mean_and_error(program, point, data, draws):
 @pytest.mark.parametrize(
     "name", ["unknown_scale", "bernoulli", "network", "poisson", "joint_outputs", "masked_and_scaled", "log_normal"]
 )
-def test_mc_fisher_is_unbiased(name, monkeypatch):
-    monkeypatch.setattr("pyro_laplace.curvature.mc_fisher.LABELS", 50)
+def test_mc_fisher_is_unbiased(name):
     problem = PROBLEMS[name]
     data = data_of(problem)
     program, point = measured(problem, data)
-    mean, error = mean_and_error(program, point, split(data, 6), draws=16)
+    with pl.settings.using(mc_labels=50):
+        mean, error = mean_and_error(program, point, split(data, 6), draws=16)
     expected = matrix(CURVATURES["ggn"], program, point, data)
     assert error.max() < 0.1 * expected.abs().max()
     assert ((mean - expected).abs() <= 5 * error + 1e-9).all()
@@ -94,10 +93,12 @@ def test_captured_and_dense_paths_and_the_diagonal_see_the_same_labels(name):
     found = matrix(curvature, program, point, batches)
     assert_same(diagonal(curvature, program, point, batches), found.diagonal())
     total = torch.zeros(2 * [len(point.theta)])
-    for _, root in curvature.roots(Pass(program, point, as_data(batches))):
+    first = 0
+    for chunk in program.chunks(as_data(batches)):
         with undisturbed():
-            rows = torch.func.jacrev(root)(point.theta)
-        total += rows.T @ rows
+            run = CapturedRun.make(program, point, chunk)
+            rows = torch.func.jacrev(curvature.root(program, run.run, chunk, first))(point.theta)
+        total, first = total + rows.T @ rows, first + run.num_data
     assert_same(found, total)
 
 

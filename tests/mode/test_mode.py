@@ -1,5 +1,7 @@
 """`fit_map`, and the points that `fit_laplace` accepts."""
 
+from dataclasses import replace
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -28,6 +30,12 @@ from torch import nn
 from torch.testing import assert_close
 
 import pyro_laplace as pl
+from pyro_laplace.data import as_data
+from pyro_laplace.mode.descent import descend
+from pyro_laplace.mode.newton import minimise
+from pyro_laplace.mode.objective import Objective
+from pyro_laplace.mode.reached import Stopped
+from pyro_laplace.program.program import Program
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -216,3 +224,71 @@ def test_the_search_leaves_the_random_state_to_the_guide():
         pl.fit_map(case.model, case.data if further else [case.data], progress=False)
         after.append(torch.rand(3))
     assert_close(after[0], after[1], rtol=0, atol=0)
+
+
+# --- why a search ended -------------------------------------------------------------------------------
+
+
+def objective_of(model, data) -> Objective:
+    data = as_data(data)
+    program = Program.trace(model, data)
+    return Objective(program, data, True, program.start, torch.arange(program.num_params))
+
+
+def steep(x, y=None):
+    """Its mode is far from its start, and the way there is curved."""
+    rate = pyro.sample("rate", dist.LogNormal(0.0, 3.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal((rate * x).exp(), 0.5), obs=y)
+
+
+def steep_data():
+    x = torch.linspace(0, 1, 20)
+    return x, (2.0 * x).exp()
+
+
+@pytest.mark.parametrize("method", [minimise, descend])
+def test_a_search_that_arrives_says_that_it_is_as_exact_as_the_arithmetic(method):
+    objective = objective_of(steep, steep_data())
+    reached = method(objective)
+    assert reached.stopped is Stopped.RESOLVED
+    assert_close(objective.embed(reached.part).exp(), torch.tensor([2.0]), rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("method", [minimise, descend])
+def test_a_search_of_too_few_steps_says_so(method):
+    assert method(objective_of(steep, steep_data()), 1).stopped is Stopped.STEPS
+
+
+def test_the_most_steps_are_settings():
+    objective = objective_of(steep, steep_data())
+    with pl.settings.using(newton_steps=1, descent_steps=1):
+        assert minimise(objective).stopped is Stopped.STEPS
+        assert descend(objective).stopped is Stopped.STEPS
+
+
+def test_a_search_says_that_it_began_where_there_is_no_density():
+    objective = objective_of(steep, steep_data())
+    outside = replace(objective, theta=torch.tensor([1e3]))
+    assert minimise(outside).stopped is Stopped.OUTSIDE
+    assert_close(minimise(outside).part, torch.tensor([1e3]))
+
+
+def test_a_search_that_cannot_resolve_the_fall_ends_when_it_is_close():
+    objective = objective_of(steep, steep_data())
+    with pl.settings.using(rough_steps=1, fine_decrement=1e6):
+        assert minimise(objective).stopped is Stopped.CLOSE
+
+
+def test_a_point_that_is_no_mode_is_told_with_why_the_search_ended():
+    with (
+        pl.settings.using(newton_steps=1),
+        pytest.warns(pl.NotAModeWarning, match="The search for it stopped because it had made as many steps"),
+    ):
+        guide = pl.fit_laplace(steep, steep_data(), {"rate": torch.tensor(0.1)})
+    assert guide.mode.stopped is Stopped.STEPS
+
+
+def test_a_point_that_was_not_moved_has_no_search_behind_it():
+    guide = pl.fit_laplace(steep, steep_data(), {"rate": torch.tensor(2.0)}, polish=False, on_not_a_mode="ignore")
+    assert guide.mode.stopped is None

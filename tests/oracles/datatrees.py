@@ -1,4 +1,7 @@
-"""The exact posterior of `programs.linear`, which trees are compared with, and the shape of a tree."""
+"""What trees are compared with: the exact posterior of the program `zoo.linear`, in closed form.
+
+Beside it a guide of such a program, fitted without a progress bar, and the sizes of a tree's variables.
+"""
 
 import torch
 import xarray as xr

@@ -1,4 +1,7 @@
-"""What `pl.Predictive` is compared with: Pyro's own, and the modules and parameters as they were before."""
+"""What `pl.Predictive` is compared with: Pyro's own, and the modules and parameters as they were before.
+
+`both` and `snapshot` prepare, `assert_alike` and `assert_same` compare.
+"""
 
 import pyro
 import pyro.infer

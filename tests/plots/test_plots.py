@@ -23,7 +23,7 @@ def texts(figure: Figure) -> set[str]:
     return {text.get_text() for legend in legends for text in legend.get_texts()}
 
 
-def saved(figure: Figure, tmp_path) -> None:
+def assert_can_be_saved(figure: Figure, tmp_path) -> None:
     assert isinstance(figure, Figure)
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
@@ -42,11 +42,11 @@ def linear_trees() -> dict:
 def test_posterior_forest(tmp_path):
     trees = linear_trees()
     figure = pl.plots.posterior_forest(trees)
-    saved(figure, tmp_path)
+    assert_can_be_saved(figure, tmp_path)
     assert texts(figure) == {"laplace", "draws"}
     labels = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert {"w[0]", "w[1]", "w[2]"} <= labels
-    saved(pl.plots.posterior_forest(trees["laplace"]), tmp_path)
+    assert_can_be_saved(pl.plots.posterior_forest(trees["laplace"]), tmp_path)
 
 
 def test_posterior_forest_shows_what_fits():
@@ -69,7 +69,7 @@ def test_posterior_forest_shows_what_fits():
 def test_calibration_of_numbers(tmp_path):
     trees = linear_trees()
     figure = pl.plots.calibration(trees)
-    saved(figure, tmp_path)
+    assert_can_be_saved(figure, tmp_path)
     assert texts(figure) == {"calibrated", "laplace", "draws"}
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     levels, inside = lines["laplace"].get_data()
@@ -90,7 +90,7 @@ def test_calibration_of_classes(tmp_path):
     draws = {"probs": (counts / counts.sum()).expand(4000, 4)}
     tree = pl.to_datatree(case.model, draws, case.data, num_prior_samples=0)
     figure = pl.plots.calibration({"exact": tree}, num_bins=4, title="held out")
-    saved(figure, tmp_path)
+    assert_can_be_saved(figure, tmp_path)
     predicted, happened = next(line for line in figure.axes[0].lines if line.get_label() == "exact").get_data()
     np.testing.assert_allclose(predicted, [0.1, 0.2, 0.3, 0.4], atol=0.01)
     np.testing.assert_allclose(predicted, happened, atol=0.01)
@@ -109,7 +109,7 @@ def test_an_observed_site_must_be_named_where_there_are_two():
 
 def test_pit(tmp_path):
     figure = pl.plots.pit(linear_trees()["laplace"])
-    saved(figure, tmp_path)
+    assert_can_be_saved(figure, tmp_path)
     assert figure.axes[0].get_xlabel() == "LOO-PIT"
 
 
@@ -124,13 +124,13 @@ def test_comparison(tmp_path):
         index=["laplace", "laplace (sampled)", "nuts", "map"],
     )
     figure = pl.plots.comparison(table)
-    saved(figure, tmp_path)
+    assert_can_be_saved(figure, tmp_path)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(table.index)
     elpd, lpd = figure.axes
     assert {text.get_text() for text in elpd.texts} == {"-1e+05", "not defined"}
     assert {text.get_text() for text in lpd.texts} == {"-5"}
     assert elpd.get_xlim()[0] > -100
-    saved(pl.plots.comparison(table.drop(columns="test_lpd")), tmp_path)
+    assert_can_be_saved(pl.plots.comparison(table.drop(columns="test_lpd")), tmp_path)
 
 
 def one_input() -> programs.Case:
@@ -146,7 +146,7 @@ def test_predictive_bands(tmp_path):
     grid = torch.linspace(-4, 4, 21)[torch.randperm(21), None]
     posteriors = {"laplace": guide, "map": point}
     figure = pl.plots.predictive_bands(case.model, posteriors, case.data, grid, num_samples=100)
-    saved(figure, tmp_path)
+    assert_can_be_saved(figure, tmp_path)
     assert [axes.get_title() for axes in figure.axes] == ["laplace", "laplace (sampled)", "map"]
     assert texts(figure) == {"90%", "50%", "mean", "data"}
     at, mean = figure.axes[2].lines[0].get_data()
@@ -166,7 +166,7 @@ def test_class_surface(make, tmp_path):
     posteriors = {"laplace": pl.fit_laplace(case.model, data, progress=False)}
     names = ("ada", "bob", "cy")
     figure = pl.plots.class_surface(case.model, posteriors, data, num_samples=40, class_names=names, linearized=False)
-    saved(figure, tmp_path)
+    assert_can_be_saved(figure, tmp_path)
     assert texts(figure) == set(names[: int(data[1].max()) + 1])
     assert len(figure.axes[0].images) == 1
 

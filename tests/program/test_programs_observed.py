@@ -41,7 +41,7 @@ def fitted(model: Callable, batch, **options) -> pl.AutoLaplace:
     return pl.fit_laplace(model, batch, start, on_not_a_mode="raise", **options)
 
 
-def same(one: pl.AutoLaplace, other: pl.AutoLaplace) -> None:
+def assert_same_posterior(one: pl.AutoLaplace, other: pl.AutoLaplace) -> None:
     assert_close(dict(one.median()), dict(other.median()), rtol=1e-6, atol=1e-7)
     assert_close(one.precision.to_dense(), other.precision.to_dense(), rtol=1e-6, atol=1e-7)
     assert one.log_evidence == pytest.approx(other.log_evidence, rel=1e-8)
@@ -190,9 +190,9 @@ def test_obs_mask_integrates_what_is_missing(missing):
     x, y, keep = data(X, Y, KEEP)
     batch = (x.double(), keep, torch.where(keep, y, missing).double())
     whole = fitted(complete, (batch[0][keep], batch[2][keep]))
-    same(pl.fit_laplace(with_obs_mask, batch, dict(whole.median()), on_not_a_mode="raise"), whole)
+    assert_same_posterior(pl.fit_laplace(with_obs_mask, batch, dict(whole.median()), on_not_a_mode="raise"), whole)
     trained = pl.fit_laplace(with_obs_mask, batch, progress=False)
-    same(trained, whole)
+    assert_same_posterior(trained, whole)
     assert list(trained.median()) == ["w"]
 
 
@@ -211,13 +211,15 @@ def test_obs_mask_of_discrete_data():
 
     x, counts = x.double(), counts.double()
     start = {"w": torch.zeros(2)}
-    same(pl.fit_laplace(model, (x, counts, keep), start), pl.fit_laplace(whole, (x[keep], counts[keep]), start))
+    assert_same_posterior(
+        pl.fit_laplace(model, (x, counts, keep), start), pl.fit_laplace(whole, (x[keep], counts[keep]), start)
+    )
 
 
 def test_obs_mask_in_batches():
     batch = tuple(each.double() if each.is_floating_point() else each for each in data(X, KEEP, Y))
     start = {"w": torch.zeros(2)}
-    same(
+    assert_same_posterior(
         pl.fit_laplace(with_obs_mask, split(batch, 7), start, polish=True),
         pl.fit_laplace(with_obs_mask, batch, start, polish=True),
     )
@@ -235,7 +237,7 @@ def test_missing_as_nan(curvature):
 
     start = {"w": torch.zeros(2)}
     with_nan = pl.fit_laplace(model, (x, torch.where(keep, y, torch.nan)), start, curvature=curvature)
-    same(with_nan, pl.fit_laplace(complete, (x[keep], y[keep]), start, curvature=curvature))
+    assert_same_posterior(with_nan, pl.fit_laplace(complete, (x[keep], y[keep]), start, curvature=curvature))
 
 
 # --- plates that subsample ------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Programs that consume their latent sites in all the ways that are captured, and in some that are not."""
+"""Programs that consume their latent sites in all the ways that are captured, and in some that are not.
+
+`FUNCTIONS` has each by name, with the number of its coordinates that need dense columns; `factors_of` reads one.
+"""
 
 import pyro
 import pyro.distributions as dist
@@ -6,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from pyro_laplace.capture.run import CapturedRun
-from pyro_laplace.curvature.ggn import root as ggn_root
+from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.reading.factors import factor
 
 N = 7
@@ -394,5 +397,6 @@ FUNCTIONS = {
 def factors_of(program, point, chunk, root=None):
     """The factors of a root (the GGN's, if none is given) on one chunk, or None where there are none."""
     run = CapturedRun.make(program, point, chunk)
-    factored = factor(run, ggn_root(program, run.run, chunk) if root is None else root)
-    return None if factored is None else list(factored.factors(2**62))
+    root = CURVATURES["ggn"].root(program, run.run, chunk) if root is None else root
+    factored = factor(run, root)
+    return None if factored is None else [factors for _, factors in factored.factors(2**62)]

@@ -1,6 +1,7 @@
 """Programs, and the same densities by hand, whose Fisher information is a naive sum of score outer products.
 
 `density(theta, *data)` is log p(y_n | theta) [n]. Where a program scales or masks, `weight` says by how much.
+`naive` is the oracle; `measured`, `matrix` and `diagonal` give what the package makes of the same program.
 """
 
 from collections.abc import Callable
@@ -18,11 +19,12 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace.capture.anchor import Point
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
+from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
-from pyro_laplace.structure.accumulate import CURVATURES, likelihood_diagonal, likelihood_matrix
-from pyro_laplace.structure.data_pass import Pass
+from pyro_laplace.structure.build import sum_over_data
 
 assert_same = partial(assert_close, rtol=1e-9, atol=1e-9)
 N = 12
@@ -275,17 +277,25 @@ def measured(problem, data):
     """The program, and a point of no importance."""
     program = Program.trace(problem.model, as_data(data))
     theta = 0.4 * torch.randn(program.num_params, generator=torch.Generator().manual_seed(2))
-    return program, Point(theta, torch.arange(len(theta)))
+    return program, Anchor(theta, torch.arange(len(theta)), program.latents)
 
 
-def matrix(curvature, program, point, data):
+def summed(curvature, program, anchor, data, structure="full"):
+    """The likelihood's curvature, summed over data."""
+    loop = Loop(program, as_data(data))
     with undisturbed(), torch.no_grad():
-        return likelihood_matrix(curvature, Pass(program, point, as_data(data)))
+        return sum_over_data(loop, anchor, curvature, structure).likelihood
 
 
-def diagonal(curvature, program, point, data):
-    with undisturbed(), torch.no_grad():
-        return likelihood_diagonal(curvature, Pass(program, point, as_data(data)))
+def matrix(curvature, program, anchor, data):
+    """All of it."""
+    return summed(curvature, program, anchor, data).times(torch.eye(anchor.size, dtype=torch.float64))
+
+
+def diagonal(curvature, program, anchor, data):
+    """Its diagonal."""
+    ones = torch.ones(1, anchor.size, dtype=torch.float64)
+    return summed(curvature, program, anchor, data, "diag").times(ones)[0]
 
 
 def naive(name, theta, x, y):

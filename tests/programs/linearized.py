@@ -1,4 +1,7 @@
-"""A network of two inputs under every kind of likelihood, fitted, and its Jacobian by brute force."""
+"""A network of two inputs under every kind of likelihood, and a guide of it at a point of no importance.
+
+`brute` is the oracle of its linearisation: the network written out, and its Jacobian by `torch.func`.
+"""
 
 import pyro
 import pyro.distributions as dist

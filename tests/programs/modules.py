@@ -1,4 +1,4 @@
-"""The same with modules, whose weights are drawn."""
+"""Programs like those of `captured`, written as modules whose weights are drawn: `MODULES`, by name."""
 
 import torch
 from programs.captured import classes, normal

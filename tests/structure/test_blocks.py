@@ -7,10 +7,10 @@ import torch
 
 import pyro_laplace as pl
 from pyro_laplace.structure.dense import Dense
-from pyro_laplace.structure.diag import Diag
+from pyro_laplace.structure.diag_block import DiagBlock
 from pyro_laplace.structure.dual import Dual
-from pyro_laplace.structure.kron import Kron as KronBlock
-from pyro_laplace.structure.low_rank import DiagLowRank
+from pyro_laplace.structure.kron_block import KronBlock
+from pyro_laplace.structure.low_rank_block import LowRankBlock
 from pyro_laplace.structure.precision import Precision
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -42,14 +42,14 @@ def interleaved():
     expected = torch.zeros(5, 5)
     expected[first[:, None], first[None]] = dense
     expected[second, second] = diag
-    return Precision([(first, Dense(dense.clone())), (second, Diag(diag))]), expected
+    return Precision([(first, Dense(dense.clone())), (second, DiagBlock(diag))]), expected
 
 
 def low_rank(rank=2, size=5, lowest=0.0):
     basis = torch.linalg.qr(torch.randn(size, rank, generator=torch.Generator().manual_seed(4)))[0]
     values, prior = torch.linspace(lowest, 40.0, rank), vector(size)
     update = (basis * values) @ basis.T * prior.sqrt() * prior.sqrt()[:, None]
-    return DiagLowRank(prior, basis, values), prior.diag() + update
+    return LowRankBlock(prior, basis, values), prior.diag() + update
 
 
 def dual(strength=1.0):
@@ -63,7 +63,7 @@ BLOCKS = {
         Dense(positive(4) * torch.outer(10.0 ** torch.arange(4) ** 2, 10.0 ** torch.arange(4) ** 2)),
         positive(4) * torch.outer(10.0 ** torch.arange(4) ** 2, 10.0 ** torch.arange(4) ** 2),
     ),
-    "diag": lambda: (Diag(vector(5)), vector(5).diag()),
+    "diag": lambda: (DiagBlock(vector(5)), vector(5).diag()),
     "kron": kron,
     "kron, flat prior": flat_kron,
     "diagonal and low rank": low_rank,
@@ -140,7 +140,7 @@ def test_the_basis_keeps_the_covariance_of_rows_that_are_products(name):
 
 
 def test_a_diagonal_block_has_a_basis_of_a_part_and_a_kronecker_block_only_of_all():
-    variances = Diag(vector(5)).diagonal_basis(torch.tensor([[4, -1, 0]]), torch.float64).variances
+    variances = DiagBlock(vector(5)).diagonal_basis(torch.tensor([[4, -1, 0]]), torch.float64).variances
     torch.testing.assert_close(variances, torch.stack([1 / vector(5)[4], torch.zeros(()), 1 / vector(5)[0]])[None])
     assert kron()[0].diagonal_basis(torch.arange(6).reshape(3, 2), torch.float64) is None
     assert kron()[0].diagonal_basis(torch.arange(12).reshape(4, 3).T, torch.float64) is None
@@ -158,11 +158,11 @@ def test_results_have_the_dtype_of_what_is_passed_in(block_and_matrix):
     [
         lambda: Dense(torch.tensor([[1.0, 2.0], [2.0, 1.0]])),
         lambda: Dense(torch.full((2, 2), torch.nan)),
-        lambda: Diag(torch.tensor([1.0, 0.0])),
+        lambda: DiagBlock(torch.tensor([1.0, 0.0])),
         lambda: KronBlock(torch.zeros(2, 2), positive(2), torch.zeros(2), torch.zeros(2)),
-        lambda: DiagLowRank(torch.tensor([1.0, 0.0]), torch.eye(2)[:, :1], torch.ones(1)),
-        lambda: DiagLowRank(torch.ones(2), torch.eye(2)[:, :1], -torch.ones(1)),
-        lambda: DiagLowRank(torch.ones(2), torch.eye(2)[:, :1], torch.full((1,), torch.nan)),
+        lambda: LowRankBlock(torch.tensor([1.0, 0.0]), torch.eye(2)[:, :1], torch.ones(1)),
+        lambda: LowRankBlock(torch.ones(2), torch.eye(2)[:, :1], -torch.ones(1)),
+        lambda: LowRankBlock(torch.ones(2), torch.eye(2)[:, :1], torch.full((1,), torch.nan)),
         lambda: Dual(torch.tensor([1.0, 0.0]), torch.ones(1, 2)),
         lambda: Dual(torch.ones(2), torch.full((1, 2), torch.nan)),
     ],

@@ -7,15 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import pyro_laplace as pl
-from pyro_laplace.capture.anchor import Point
-from pyro_laplace.data import as_data
-from pyro_laplace.program.program import Program
-from pyro_laplace.structure import build, products
-from pyro_laplace.structure.accumulate import CURVATURES, likelihood_matrix
-from pyro_laplace.structure.build import STRUCTURES
-from pyro_laplace.structure.data_pass import Pass
-from pyro_laplace.structure.options import NAMES, check_structure
-from pyro_laplace.structure.products import likelihood_product
+from pyro_laplace.structure.build import STRUCTURES, check_structure
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -90,7 +82,7 @@ def moments(*sites):
 
 
 def test_the_table_has_every_structure():
-    assert set(STRUCTURES) == set(NAMES)
+    assert set(STRUCTURES) == {"full", "block", "kron", "diag", pl.Kron, pl.LowRank}
 
 
 # --- block ----------------------------------------------------------------------------------------
@@ -205,13 +197,11 @@ def test_what_is_of_no_type_of_a_structure_is_refused(structure):
 # --- low rank -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["dense eigenpairs", "products", "products made anew"])
-def by_products(request, monkeypatch):
-    """Every way to the eigenpairs: small programs otherwise take the dense one."""
-    if request.param != "dense eigenpairs":
-        monkeypatch.setattr(build, "_SMALL", 0)
-    if request.param == "products made anew":
-        monkeypatch.setattr(products, "HELD_ELEMENTS", 0)
+@pytest.fixture(params=["matrix", "sketch"])
+def held(request):
+    """Both forms of what is kept: small programs otherwise keep the matrix."""
+    with pl.settings.using(**({"small": 1, "oversampling": 13} if request.param == "sketch" else {})):
+        yield request.param
 
 
 def low_rank_oracle(full, prior_std, rank):
@@ -226,11 +216,12 @@ def low_rank_oracle(full, prior_std, rank):
 STDS = torch.cat([torch.full((6,), 1.0), torch.full((3,), 2.0), torch.full((6,), 1.0), torch.full((2,), 0.5)])
 
 
-@pytest.mark.usefixtures("by_products")
 @pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher", "hessian"])
-@pytest.mark.parametrize("num_obs", [8, 12])  # a root of fewer rows than coordinates, and of more
+@pytest.mark.parametrize("num_obs", [8, 12])  # the rank of the curvature, which the columns of a sketch reach
 @pytest.mark.parametrize("rank", [1, 3, 8])
-def test_low_rank_keeps_the_leading_whitened_eigenpairs(rank, num_obs, curvature):
+def test_low_rank_keeps_the_leading_whitened_eigenpairs(rank, num_obs, curvature, held):
+    if held == "sketch" and curvature == "hessian":
+        pytest.skip("an exact Hessian has full rank")
     full, low = (fit(classifier, s, data(num_obs), curvature=curvature) for s in ("full", pl.LowRank(rank)))
     expected = low_rank_oracle(full.precision.to_dense(), STDS, rank)
     assert_close(low.precision.to_dense(), expected, rtol=1e-7, atol=1e-7)
@@ -246,14 +237,15 @@ def test_low_rank_is_exact_from_the_curvatures_own_rank_on(rank, curvature):
     assert low.log_evidence == pytest.approx(full.log_evidence, rel=1e-10)
 
 
-def test_low_rank_products_of_a_singular_curvature(monkeypatch):
-    monkeypatch.setattr(build, "_SMALL", 0)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_sketch_of_a_singular_curvature(passes):
     few = data(3)  # rank 3 of 17
-    full, low = (fit(classifier, s, few) for s in ("full", pl.LowRank(7)))
+    with pl.settings.using(small=1, oversampling=4):
+        full, low = (fit(classifier, s, few) for s in ("full", pl.LowRank(4, passes)))
     assert_close(low.precision.to_dense(), full.precision.to_dense(), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.usefixtures("by_products")
+@pytest.mark.usefixtures("held")
 def test_low_rank_of_a_linear_regression():
     precision, mean = moments("w", "b")
     guide = fit(regression, pl.LowRank(3), polish=True)
@@ -261,38 +253,13 @@ def test_low_rank_of_a_linear_regression():
     assert_close(torch.cat([guide.median()["w"], guide.median()["b"][None]]), mean)
 
 
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.usefixtures("held")
 @pytest.mark.parametrize("model", [classifier, scaled])
-def test_low_rank_does_not_depend_on_the_batches(model, held, monkeypatch):
-    monkeypatch.setattr(build, "_SMALL", 0)
-    if not held:
-        monkeypatch.setattr(products, "HELD_ELEMENTS", 0)
+def test_low_rank_does_not_depend_on_the_batches(model):
     x, y = data()
     structure = {"tau": "full", "*": pl.LowRank(3)} if model is scaled else pl.LowRank(3)
     whole, parts = fit(model, structure), fit(model, structure, [(x[:5], y[:5]), (x[5:7], y[5:7]), (x[7:], y[7:])])
     assert_close(whole.precision.to_dense(), parts.precision.to_dense(), rtol=1e-8, atol=1e-8)
-
-
-def test_products_are_those_of_the_matrix(monkeypatch):
-    """Held and made anew, with captured pairs, dense columns and a term without a root."""
-
-    def with_a_factor(x, y):
-        scaled(x, y)
-        v = pyro.sample("v", normal(1.0))
-        with pyro.plate("more", 2):
-            pyro.factor("extra", -(v**4) * torch.ones(2))
-
-    values = {"tau": torch.tensor(0.5), "w1": torch.rand(2, 3), "w2": torch.rand(3), "v": torch.tensor(0.7)}
-    batch = as_data(data())
-    program = Program.trace(with_a_factor, batch, values)
-    for index in (torch.arange(11), torch.tensor([0, 2, 3, 5, 9, 10])):
-        point = Point(program.start, index)
-        v = torch.randn(len(index))
-        for curvature in CURVATURES.values():
-            expected = likelihood_matrix(curvature, Pass(program, point, batch)) @ v
-            for elements in (2**27, 0):
-                monkeypatch.setattr(products, "HELD_ELEMENTS", elements)
-                assert_close(likelihood_product(curvature, Pass(program, point, batch), point)(v), expected)
 
 
 def test_low_rank_of_a_subnetwork():

@@ -1,4 +1,4 @@
-"""Full and diagonal curvature from the factored root, without a Jacobian.
+"""``A'A`` of a factored root, and its diagonal, without a Jacobian.
 
 For two products at one position each, block (l, m) of A'A is ``sum_n (g_l' g_m)_n (x) (a_l a_m')_n``: one matrix
 product over the data, with as many times fewer operations than J'J as a datum has rows. Where l = m both factors are
@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Matrix, Theta
-from pyro_laplace.reading.factors import Factors, Product
-
-_ELEMENTS = 2**18
-"""Elements of the intermediate products of one slice of the data."""
+from pyro_laplace.reading.records import Factors, Product
+from pyro_laplace.settings import settings
 
 
 class Gram:
@@ -55,6 +53,13 @@ class Gram:
         places = self._places()
         return _mirrored(self.lower)[places.unsqueeze(1), places]
 
+    def times(self, vectors: Tensor) -> Tensor:
+        """The matrix times vectors [v, params], float64."""
+        v = vectors.to(self.lower)[:, self.order]
+        lower = self.lower.tril()
+        product = v @ lower.mT + v @ lower - v * lower.diagonal()
+        return torch.empty_like(product).index_copy(1, self.order, product)
+
     def _places(self) -> Tensor:
         return torch.empty_like(self.order).index_copy(0, self.order, torch.arange(len(self.order)).to(self.order))
 
@@ -81,8 +86,9 @@ def _mirrored(lower: Matrix) -> Matrix:
     return lower.tril() + lower.tril(-1).mT
 
 
-def add_diagonal(total: Theta, factors: Factors) -> None:
-    """Add the diagonal of A'A to a float64 vector over the free coordinates."""
+def diagonal_of(factors: Factors, size: int) -> Theta:
+    """The diagonal of A'A over `size` free coordinates, in float64."""
+    total = torch.zeros(size, dtype=torch.float64, device=factors.dense_index.device)
     seen = torch.cat([factors.dense_index[:0], *(product.index.reshape(-1) for product in factors.products)])
     if not _distinct(seen, len(total)):  # a weight used more than once: its rows add up before they are squared
         _add_squares_of_sums(total, factors)
@@ -90,7 +96,7 @@ def add_diagonal(total: Theta, factors: Factors) -> None:
         for product in factors.products:
             total.index_add_(0, product.index.reshape(-1), _sum_of_squares(product))
     dense = torch.cat([factors.dense.flatten(0, 1), factors.dense_only]).double()
-    total.index_add_(0, factors.dense_index, dense.square().sum(0))
+    return total.index_add_(0, factors.dense_index, dense.square().sum(0))
 
 
 def _add_gram_of_products(total: Matrix, factors: Factors) -> None:
@@ -193,7 +199,7 @@ def _pairs(product: Product, width: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _slices(count: int, per_datum: int) -> list[tuple[int, int]]:
-    step = max(1, min(count, _ELEMENTS // max(per_datum, 1)))
+    step = max(1, min(count, settings.product_elements // max(per_datum, 1)))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 

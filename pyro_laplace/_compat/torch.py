@@ -1,0 +1,182 @@
+"""The one file that touches what is private to torch, or what it leaves undocumented."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.backends import cuda as attention
+from torch.backends import mha, mkldnn
+from torch.distributions import Distribution, gamma
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage] (documented as public)
+
+# --- trees and modules ------------------------------------------------------------------------
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """What lists, tuples and dicts within one another hold, in order; of anything else, itself."""
+    return tree_leaves(tree)
+
+
+def map_tree(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """A tree with each of its leaves replaced by `fn` of it."""
+    return tree_map(fn, tree)
+
+
+def flattened(tree: Any) -> tuple[list[Any], Any]:
+    """The leaves of a tree, and its form."""
+    return tree_flatten(tree)
+
+
+def unflattened(leaves: list[Any], form: Any) -> Any:
+    """The tree of a form with these leaves."""
+    return tree_unflatten(leaves, form)
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """The buffers of a module, without those of modules inside it; `named_buffers` takes far longer."""
+    return module._buffers
+
+
+def own_children(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The modules directly inside a module."""
+    return module._modules
+
+
+def is_lazy(tensor: Any) -> bool:
+    """Whether a parameter or buffer has no shape yet."""
+    return isinstance(tensor, UninitializedBuffer | UninitializedParameter)
+
+
+def renew_flat_weights(layer: nn.RNNBase) -> None:
+    """Have a recurrent layer read the weights it has now, of which it keeps a list that `functional_call` overlooks."""
+    layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
+
+
+def cast_like(fn: Any, like: Tensor) -> Any:
+    """A distribution whose floating-point parameters have the dtype and device of a tensor; the one given stays."""
+    found = copy.copy(fn)
+    for name, value in vars(fn).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            vars(found)[name] = value.to(like)
+        elif isinstance(value, Distribution):
+            vars(found)[name] = cast_like(value, like)
+    return found
+
+
+# --- calls and graphs -------------------------------------------------------------------------
+
+
+def without_torch_function() -> AbstractContextManager[Any]:
+    """Inside, no mode and no subclass of tensor sees what torch computes."""
+    return torch._C.DisableTorchFunction()
+
+
+def without_override(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of `torch.nn.functional` that goes into its body, whose operations a mode then sees."""
+    if not isinstance(func, FunctionType):
+        return func
+    plain = dict.fromkeys(
+        ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *args: False
+    )
+    body = FunctionType(func.__code__, func.__globals__ | plain, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
+
+
+def saved(node: Any, name: str) -> Any:
+    """What a node of an autograd graph saved for its backward pass.
+
+    Args:
+        node: a tensor's `grad_fn`.
+        name: of the operation's argument or result, as torch's derivatives.yaml has it: "self", "alpha", "result".
+
+    Returns:
+        the tensor or number.
+    """
+    return getattr(node, f"_saved_{name}")
+
+
+# --- kernels that can be differentiated -------------------------------------------------------
+
+
+@cache
+def load_forward_mode() -> None:
+    """Torch's first forward-mode pass of a process scripts its decompositions, and warns of its own deprecated call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.jit")
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
+
+
+@contextmanager
+def plain_recurrence() -> Iterator[None]:
+    """Compute a float32 LSTM on the CPU by the kernel that `torch.func` can differentiate.
+
+    mkldnn's, which torch prefers, has no forward mode, and under `torch.no_grad` no reverse mode by `torch.func`.
+    Convolutions go without mkldnn as well, up to 1.8 times slower.
+    """
+    enabled = mkldnn.enabled
+    try:
+        mkldnn.enabled = False  # `mkldnn.flags` would set precisions too
+        yield
+    finally:
+        mkldnn.enabled = enabled
+
+
+_KERNELS = (
+    (attention.flash_sdp_enabled, attention.enable_flash_sdp),
+    (attention.mem_efficient_sdp_enabled, attention.enable_mem_efficient_sdp),
+    (attention.cudnn_sdp_enabled, attention.enable_cudnn_sdp),
+)
+"""Attention by fused kernels, on any device: whether it is enabled, and what enables it."""
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention by the one kernel that can be differentiated forwards and twice (as `sdpa_kernel` does)."""
+    enabled = [is_enabled() for is_enabled, _ in _KERNELS]
+    math = attention.math_sdp_enabled()
+    try:
+        attention.enable_math_sdp(True)
+        for _, enable in _KERNELS:
+            enable(False)
+        yield
+    finally:
+        attention.enable_math_sdp(math)
+        for (_, enable), before in zip(_KERNELS, enabled, strict=True):
+            enable(before)
+
+
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Attention layers without their fused inference path, which has no derivative and cannot be batched over draws."""
+    enabled = mha.get_fastpath_enabled()
+    try:
+        mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def gamma_drawn_by(draw: Callable[..., Tensor]) -> Iterator[None]:
+    """Have standard Gamma variates, which torch draws by a function that no mode sees, drawn by another.
+
+    Args:
+        draw: gets torch's own function, and what it is called with.
+    """
+    own = gamma._standard_gamma
+    try:
+        gamma._standard_gamma = lambda concentration, **options: draw(own, concentration, **options)
+        yield
+    finally:
+        gamma._standard_gamma = own

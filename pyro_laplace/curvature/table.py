@@ -1,0 +1,12 @@
+"""The one table of curvatures."""
+
+from pyro_laplace.curvature import empirical_fisher, ggn, mc_fisher
+from pyro_laplace.curvature.root import Curvature
+
+CURVATURES = {
+    "ggn": Curvature("ggn", ggn.root),
+    "empirical_fisher": Curvature("empirical_fisher", empirical_fisher.root),
+    "mc_fisher": Curvature("mc_fisher", mc_fisher.root, seed=0),
+    "hessian": Curvature("hessian", None),
+}
+"""What `curvature=` may be."""

@@ -1,0 +1,103 @@
+"""The one loop over data: every datum once, in chunks that fit a memory budget.
+
+Whatever passes over the data goes through here: sums over data, densities, draws. It is the place for what concerns all
+passes alike: how batches are cut and joined, the progress bar, and later checkpoints and several processes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_laplace.data import Batch, Data
+from pyro_laplace.program.chunks import Chunk, index_chunks
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.rows import Cut, cut_of
+from pyro_laplace.settings import settings
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A program and its data, to be passed over as often as it takes.
+
+    A batch whose rows are data of their own is cut to `settings.chunk_bytes`, and smaller ones are joined to it; what
+    else there is comes as the user gave it.
+
+    Attributes:
+        program: traced on the data.
+        data: the data.
+    """
+
+    program: Program
+    data: Data
+
+    def chunks(self, what: str = "", progress: bool = False) -> Iterator[Chunk]:
+        """One pass.
+
+        Args:
+            what: what the pass is for, which the progress bar says.
+            progress: whether one that lasts shows a bar.
+
+        Yields:
+            the chunks, in the data's order.
+        """
+        total = 1 if self.data.one_batch else None
+        if total is None and hasattr(self.data.source, "__len__"):
+            total = len(self.data.source)
+        with tqdm(
+            total=total, desc=what, unit="batch", delay=settings.progress_seconds, disable=not progress, leave=False
+        ) as bar:
+            for batches, chunk in self._divided():
+                yield chunk
+                bar.update(batches)
+
+    @cached_property
+    def cut(self) -> Cut | None:
+        """How batches divide into rows; None where they do not."""
+        return cut_of(self.program, self.data)
+
+    def _divided(self) -> Iterator[tuple[float, Chunk]]:
+        """Chunks, each with the batches (or the share of one) that it stands for."""
+        if self.program.own_indices:
+            for batch in self.data:
+                chunks = [Chunk(batch, *each) for each in index_chunks(self.program.own_indices)]
+                yield from ((1 / len(chunks), chunk) for chunk in chunks)
+        elif (cut := self.cut) is None:
+            yield from ((1, Chunk(batch, weights=self._weights)) for batch in self.data)
+        else:
+            yield from self._to_budget(cut)
+
+    def _to_budget(self, cut: Cut) -> Iterator[tuple[float, Chunk]]:
+        pending: list[Batch] = []
+        first, rows, usual = None, 0, None
+        for batch in self.data:
+            first = batch if first is None else first
+            count = cut.rows(batch, first)
+            usual = count if usual is None else usual
+            if pending and (count is None or rows + count > cut.limit):
+                yield len(pending), self._chunk(cut.join(pending), usual)
+                pending, rows = [], 0
+            if count is None:
+                yield 1, self._chunk(batch, None)
+            elif count > cut.limit:
+                parts = -(-count // cut.limit)
+                size = -(-count // parts)
+                for start in range(0, count, size):
+                    yield size / count, self._chunk(cut.part(batch, start, min(start + size, count)), count)
+            else:
+                pending.append(batch)
+                rows += count
+        if pending:
+            yield len(pending), self._chunk(cut.join(pending), usual)
+
+    def _chunk(self, batch: Batch, rows: int | None) -> Chunk:
+        return Chunk(batch, weights=self._weights, rows=rows)
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        """What a datum stands for where a plate has more than the data given."""
+        shares = {name: size / visited for name, (size, visited) in self.program.external.items()}
+        return {name: torch.tensor(share, dtype=torch.float64) for name, share in shares.items()}

@@ -1,0 +1,79 @@
+"""What a structure is given: some columns of a likelihood term's root on one chunk, in the form in which they were had.
+
+Every structure may ask the three questions that all forms answer (`diagonal`, `times`, `matrix`), or look at the form
+itself where that is cheaper.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._typing import Matrix, Theta
+from pyro_laplace.reading.gram import Gram, diagonal_of
+from pyro_laplace.reading.records import Direct, Factors, of_rows
+from pyro_laplace.reading.rest import Rest
+from pyro_laplace.reading.restrict import restrict
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """What is added to a curvature over the free coordinates of an anchor; it has one of three forms.
+
+    Attributes:
+        size: number of free coordinates.
+        factors: captured pairs (a, G) and dense columns of a root A: what is added is A'A.
+        direct: the inputs and the Fisher information of a layer that is the likelihood's own.
+        rest: what had to be had by automatic differentiation.
+        first: whether these are the first columns of their term on the chunk. The others have the same inputs a.
+    """
+
+    size: int
+    factors: Factors | None = None
+    direct: Direct | None = None
+    rest: Rest | None = None
+    first: bool = True
+
+    def rooted(self) -> Iterator[Factors] | None:
+        """The rows of a root, as factors, some after the other; None where there is no root."""
+        if self.rest is None:
+            return iter([self._factors])
+        rows = self.rest.rows()
+        return None if rows is None else (of_rows(each) for each in rows)
+
+    def diagonal(self) -> Theta:
+        """The diagonal of what is added [params], in float64."""
+        if self.rest is not None:
+            return self.rest.diagonal()
+        if self.direct is not None:
+            total = torch.zeros(self.size, dtype=torch.float64, device=self.direct.index.device)
+            return total.index_copy(0, self.direct.index.reshape(-1), self.direct.diagonal().reshape(-1))
+        return diagonal_of(self._factors, self.size)
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """Its products with vectors [v, params], in float64."""
+        if self.rest is not None:
+            return self.rest.times(vectors)
+        return self._factors.pull(self._factors.push(vectors), self.size)
+
+    def matrix(self) -> Matrix:
+        """All of it [params, params], in float64."""
+        if self.rest is not None:
+            return self.rest.matrix()
+        gram = Gram(self.size, self._factors.dense_index.device)
+        gram.add(self._factors)
+        return gram.matrix()
+
+    def over(self, chosen: Tensor) -> "Columns":
+        """The same over some of the free coordinates, by their place among them; the others are held."""
+        if self.rest is not None:
+            return Columns(len(chosen), rest=self.rest.over(chosen), first=self.first)
+        return Columns(len(chosen), factors=restrict(self._factors, chosen, self.size), first=self.first)
+
+    @property
+    def _factors(self) -> Factors:
+        if self.factors is not None:
+            return self.factors
+        assert self.direct is not None
+        return self.direct.factors()

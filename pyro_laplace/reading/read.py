@@ -1,0 +1,63 @@
+"""From the run of one chunk to what it adds to each likelihood term's curvature."""
+
+from collections.abc import Iterator
+
+from pyro_laplace._typing import Terms
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.run import CapturedRun
+from pyro_laplace.curvature.root import Root
+from pyro_laplace.reading.columns import Columns
+from pyro_laplace.reading.direct import direct_of
+from pyro_laplace.reading.factors import factor
+from pyro_laplace.reading.records import Factors
+from pyro_laplace.reading.rest import DenseRoot, ExactHessian
+from pyro_laplace.reading.restrict import restrict
+
+
+def exact_terms(run: CapturedRun, root: Root | None) -> Terms:
+    """The terms of the log likelihood that a root does not cover: they have their exact Hessian."""
+    covered = frozenset() if root is None else root.sites.keys()
+    return tuple(sorted(run.program.terms - covered))
+
+
+def columns_of(
+    run: CapturedRun, root: Root | None, anchor: Anchor, direct: bool, elements: int
+) -> Iterator[tuple[Terms, Columns]]:
+    """What a chunk adds to the curvature.
+
+    Args:
+        run: the program's run, captured if there is a root.
+        root: of the curvature on its chunk, or None where it has none.
+        anchor: theta and its free coordinates, among those of the run.
+        direct: whether a layer that is the likelihood's own may be given by its Fisher information.
+        elements: of gradients that are held at a time; where all columns have more, they come in slices.
+
+    Yields:
+        the terms, and some of their columns.
+    """
+    if root is not None and root.sites:
+        found = direct_of(run, root, anchor) if direct else None
+        captured = _captured(run, root, anchor, elements) if found is None else None
+        if found is not None:
+            yield tuple(root.sites), Columns(anchor.size, direct=found)
+        elif captured is None:
+            for name in root.sites:
+                yield (name,), Columns(anchor.size, rest=DenseRoot(root.only(name), anchor))
+        else:
+            seen: set[str] = set()
+            for name, factors in captured:
+                yield (name,), Columns(anchor.size, factors=factors, first=name not in seen)
+                seen.add(name)
+    exact = exact_terms(run, root)
+    if exact:
+        yield exact, Columns(anchor.size, rest=ExactHessian(run.program, run.chunk, exact, anchor))
+
+
+def _captured(run: CapturedRun, root: Root, anchor: Anchor, elements: int) -> Iterator[tuple[str, Factors]] | None:
+    """The factors of a root by site, also where a site is free in part only; None if they cannot be had."""
+    whole = anchor.whole()
+    factored = factor(run, root, whole)
+    if factored is None or len(whole.index) == len(anchor.index):
+        return None if factored is None else factored.factors(elements)
+    chosen = whole.positions[anchor.index]
+    return ((name, restrict(each, chosen, whole.size)) for name, each in factored.factors(elements))

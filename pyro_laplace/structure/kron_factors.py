@@ -1,0 +1,139 @@
+"""Kronecker factors of a curvature, layer by layer (Martens and Grosse 2015, "Optimizing neural networks with K-FAC").
+
+A product ``z = a W'`` has the block ``sum_n (a a')_n (x) (g g')_n``, approximated by
+``(sum a a') (x) (sum g g') / (N T)``. T positions that share the weight are treated as so many independent ones
+("expand"), or as one with their mean input and summed gradient ("reduce", Eschenhagen et al. 2023,
+"Kronecker-factored approximate curvature for modern neural network architectures"). It is exact for one datum, and for
+deep linear networks with Normal data.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._typing import State
+from pyro_laplace.reading.records import Direct, Product
+from pyro_laplace.settings import settings
+
+
+@dataclass(eq=False)
+class KronFactors:
+    """The factors of one weight (with its bias), summed over the data; of both the lower triangle is meant.
+
+    Attributes:
+        index: free coordinates [o, i].
+        inputs: sum of a a' [i, i].
+        gradients: sum of g g' [o, o].
+        count: data times positions, N T.
+        has_bias: whether the last input is the 1 of a bias.
+    """
+
+    index: Tensor
+    inputs: Tensor
+    gradients: Tensor
+    count: int
+    has_bias: bool
+
+    @staticmethod
+    def empty(index: Tensor, has_bias: bool) -> "KronFactors":
+        """Of no data."""
+        out, fan_in = (torch.zeros(n, n, dtype=torch.float64, device=index.device) for n in index.shape)
+        return KronFactors(index, fan_in, out, 0, has_bias)
+
+    def is_over(self, index: Tensor) -> bool:
+        """Whether these are its coordinates."""
+        return self.index.shape == index.shape and torch.equal(self.index, index)
+
+    def add_direct(self, direct: Direct, dtype: torch.dtype) -> None:
+        """Add a chunk of a layer that is the likelihood's own."""
+        _add_gram(self.inputs, direct.inputs, dtype)
+        self.count += len(direct.inputs)
+        self.gradients += direct.information.sum()
+
+    def add(self, product: Product, shared: str, with_inputs: bool, dtype: torch.dtype) -> None:
+        """Add some columns of a chunk.
+
+        Args:
+            product: the weight's.
+            shared: how positions that share it count, "expand" or "reduce".
+            with_inputs: whether its inputs count, which are the same however many columns there are.
+            dtype: of the products that are summed up.
+        """
+        inputs, gradients = product.inputs, product.gradients.transpose(0, 1)  # nti, knto
+        if shared == "reduce" and product.shared:
+            inputs, gradients = inputs.mean(1, keepdim=True), gradients.sum(2, keepdim=True)
+        if with_inputs:
+            _add_gram(self.inputs, inputs.flatten(0, 1), dtype)
+            self.count += inputs.shape[:2].numel()
+        if gradients.shape[2] > 1 and gradients.mT.is_contiguous():  # a convolution's, channels before positions
+            _add_products_with_own(self.gradients, gradients.mT.flatten(0, 1), dtype)
+        else:
+            _add_gram(self.gradients, gradients.flatten(0, 2), dtype)
+
+    def merge(self, other: "KronFactors") -> None:
+        """Add the factors over other data."""
+        self.inputs, self.gradients = self.inputs + other.inputs, self.gradients + other.gradients
+        self.count += other.count
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """``(B (x) A / count) v`` of the weights' entries v [v, o i]."""
+        weights = vectors.reshape(len(vectors), *self.index.shape)
+        return (mirrored(self.gradients) @ weights @ mirrored(self.inputs)).flatten(1) / max(1, self.count)
+
+    def without_last_input(self) -> tuple["KronFactors", "KronFactors"]:
+        """The weight and its bias apart: the cross block is dropped."""
+        weight = KronFactors(self.index[:, :-1], self.inputs[:-1, :-1], self.gradients, self.count, False)
+        bias = KronFactors(self.index[:, -1:], self.inputs[-1:, -1:], self.gradients, self.count, False)
+        return weight, bias
+
+    def state(self) -> State:
+        """As plain tensors and numbers."""
+        return dict(vars(self))
+
+    @staticmethod
+    def from_state(state: State) -> "KronFactors":
+        """What `state` gave, in tensors of its own."""
+        index, inputs, gradients = (state[name].clone() for name in ("index", "inputs", "gradients"))
+        return KronFactors(index, inputs, gradients, state["count"], state["has_bias"])
+
+
+def by_weight(products: list[Product]) -> list[Product]:
+    """One product for each weight: one that is used again (a recurrent one) is at further positions."""
+    groups: list[list[Product]] = []
+    for product in products:
+        same = (g for g in groups if g[0].index.shape == product.index.shape and torch.equal(g[0].index, product.index))
+        group = next(same, None)
+        if group is None:
+            groups.append([product])
+        else:
+            group.append(product)
+    return [group[0] if len(group) == 1 else _together(group) for group in groups]
+
+
+def _together(uses: list[Product]) -> Product:
+    inputs = torch.cat([use.inputs for use in uses], 1)
+    gradients = torch.cat([use.gradients.transpose(0, 1) for use in uses], 2).transpose(0, 1)
+    return replace(uses[0], inputs=inputs, gradients=gradients)
+
+
+def _add_gram(total: Tensor, rows: Tensor, dtype: torch.dtype) -> None:
+    """Add the lower triangle of ``rows' rows``, by blocks; sums over data are in float64."""
+    size, step, wide = rows.shape[1], settings.gram_rows, settings.gram_columns
+    for part in rows.split(step if size > wide else max(step, step * wide // max(1, size))):
+        part = part.to(dtype)
+        for start in range(0, size, wide):
+            stop = min(start + wide, size)
+            total[start:stop, :stop] += part[:, start:stop].mT @ part[:, :stop]
+
+
+def _add_products_with_own(total: Tensor, blocks: Tensor, dtype: torch.dtype) -> None:
+    """Add ``sum_b G_b G_b'`` of blocks [b, o, t]: the same as `_add_gram` of their columns, without a copy of them."""
+    for part in blocks.split(max(1, settings.product_elements // blocks[0].numel())):
+        part = part.to(dtype)
+        total += (part @ part.mT).sum(0)
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """The symmetric matrix of which the lower triangle was added up."""
+    return total.tril() + total.tril(-1).mT

@@ -1,0 +1,100 @@
+"""What the documentation says of the package is so: its example of a likelihood runs, its files and settings exist."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_laplace as pl
+from pyro_laplace.likelihood import FAMILIES
+from pyro_laplace.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+PACKAGE = Path(pl.__file__).parent
+PAGES = sorted(DOCS.glob("*.md"))
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
+
+
+@pytest.fixture
+def families() -> Iterator[None]:
+    """What an example registers is taken back."""
+    before = dict(FAMILIES)
+    yield
+    FAMILIES.clear()
+    FAMILIES.update(before)
+
+
+@pytest.fixture
+def example(families) -> dict:
+    """The names that the example of a likelihood defines."""
+    blocks = re.findall(r"```python\n(.*?)```", ARCHITECTURE, flags=re.DOTALL)
+    (code,) = (block for block in blocks if "@register" in block)
+    names: dict = {}
+    exec(compile(code, "docs/architecture.md", "exec"), names)
+    return names
+
+
+def test_the_example_of_a_likelihood_runs(example):
+    guide, x = example["guide"], example["x"]
+    assert guide.mode.is_mode
+    assert set(guide.layout) == {"slope", "shape"}
+    low, high = guide.quantiles([0.001, 0.999])["slope"]
+    assert low < 0.5 < high
+    assert example["predicted"].mean.shape == x.shape
+
+
+def test_the_example_of_a_likelihood_has_the_information_of_its_scores(example):
+    make, family = example["InverseGaussian"], example["InverseGaussianFamily"]()
+    eta = torch.tensor([1.5, 2.0], dtype=torch.float64).log()
+    fn = family.distribution(eta, None)
+    torch.testing.assert_close(family.link(fn), eta)
+    values = fn.expand([400_000]).sample()
+    torch.testing.assert_close(values.mean(), fn.mean, rtol=0.01, atol=0)
+    torch.testing.assert_close(values.var(), fn.variance, rtol=0.05, atol=0)
+
+    def log_prob(eta, value):
+        return make(*eta.exp().unbind(-1), validate_args=False).log_prob(value)
+
+    scores = torch.func.vmap(torch.func.grad(log_prob), (None, 0))(eta, values)
+    root = family.fisher_root(eta, fn)
+    torch.testing.assert_close(scores.T @ scores / len(scores), root @ root.mT, rtol=0.03, atol=0.02)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_file_that_is_named_exists(page):
+    named = set(re.findall(r"`((?:tests/)?[a-z_]+/(?:[a-z_]+/)*(?:[a-z_]+\.py)?)`", page.read_text()))
+    missing = {path for path in named if not (PACKAGE / path).exists() and not (DOCS.parent / path).exists()}
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_setting_that_is_named_exists(page):
+    known = {field.name for field in fields(Settings)} | {"using", "Settings", "set"}
+    assert set(re.findall(r"(?<!pyro\.)\bsettings\.(\w+)", page.read_text())) <= known
+
+
+def test_every_page_is_in_the_index():
+    index = (DOCS / "index.md").read_text()
+    toctree = re.search(r"```{toctree}\n:hidden:\n\n(.*?)```", index, flags=re.DOTALL)
+    assert toctree is not None
+    assert set(toctree[1].split()) == {page.stem for page in PAGES} - {"index"}
+
+
+def test_every_room_has_a_row_in_the_architecture():
+    table = ARCHITECTURE[ARCHITECTURE.index("| room |") : ARCHITECTURE.index("## The life of a fit")]
+    named = set(re.findall(r"`([a-z_]+)/?`", table))
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert there - {"__init__"} <= named
+    assert named - there <= {"__init__", "compare", "to_datatree", "update", "fit_laplace", "fit_svi", "fit_nuts"} | {
+        "to_event", "mask", "expand"
+    }  # fmt: skip
+
+
+def test_every_setting_says_why():
+    """A docstring below each field, as `docs/api.md` shows it."""
+    source = (PACKAGE / "settings.py").read_text()
+    silent = [field.name for field in fields(Settings) if not re.search(rf'    {field.name}: .*\n    """\S', source)]
+    assert not silent
