@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from pyro_laplace.linearized.links import laplace_bridge, probit
+from pyro_laplace.likelihood.links import laplace_bridge, probit
 
 CLASSES, PROBLEMS, DRAWS = 3, 100, 100_000
 VARIANCES = torch.logspace(-2, 2, 9, dtype=torch.float64)

@@ -29,11 +29,21 @@ def tensor_arguments(model: Callable[..., Any], data: Data) -> dict[str, Tensor]
     return {name: value.detach() for name, value in joined.items()}
 
 
-def _named(model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
-    function = model.forward if isinstance(model, nn.Module) else model
+def signature_of(model: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a program; of a module, its `forward`'s. None of what has none (some C functions)."""
     try:
-        bound = inspect.signature(function).bind(*batch.args, **batch.kwargs)
+        return inspect.signature(model.forward if isinstance(model, nn.Module) else model)
     except (TypeError, ValueError):
+        return None
+
+
+def _named(model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
+    signature = signature_of(model)
+    try:
+        bound = None if signature is None else signature.bind(*batch.args, **batch.kwargs)
+    except TypeError:
+        bound = None
+    if bound is None:
         arguments = {f"arg_{i}": value for i, value in enumerate(batch.args)} | dict(batch.kwargs)
     else:
         arguments = {}

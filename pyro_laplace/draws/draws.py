@@ -19,9 +19,7 @@ from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.program.module_state import modules_kept
 from pyro_laplace.program.sites import unpack
-
-_CHUNK = 256
-"""Guide draws made in one vectorised pass."""
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True)
@@ -166,4 +164,4 @@ def _of_guide(guide: Callable[..., Any], batch: Batch, num_samples: int) -> dict
         return latents.values
 
     with undisturbed(rng=False), torch.no_grad():
-        return over_rows(draw, {}, num_samples, _CHUNK)
+        return over_rows(draw, {}, num_samples, settings.guide_draws)

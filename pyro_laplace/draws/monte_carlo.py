@@ -27,8 +27,8 @@ def draw_log_lik(program: Program, draws: Values, data: Data) -> dict[str, Tenso
     Returns:
         observed site name to `[draws, *batch_shape]`.
     """
-    parts = [over_draws(program, draws, chunk, _log_lik, sample=False) for chunk in program.chunks(data)]
-    return _join(program, data, parts)
+    parts = [over_draws(program, draws, chunk, log_lik_of, sample=False) for chunk in program.chunks(data)]
+    return _join_batches(program, data, parts)
 
 
 def draw_observed(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
@@ -43,17 +43,13 @@ def draw_observed(program: Program, draws: Values, data: Data) -> dict[str, Tens
         observed site name to `[draws, *shape]`.
     """
     parts = [over_draws(program, draws, chunk, _observed, sample=True) for chunk in program.chunks(data)]
-    return _join(program, data, parts)
+    return _join_batches(program, data, parts)
 
 
 def draw_deterministic(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
     """The `pyro.deterministic` sites at every draw: site name to `[draws, *shape]`, on the first chunk of the data."""
     chunk = next(program.chunks(data))
     return over_draws(program, draws, chunk, _deterministic, sample=False)
-
-
-def _log_lik(run: Run, chunk: Chunk) -> dict[str, Tensor]:
-    return log_lik_of(run, chunk)
 
 
 def _observed(run: Run, chunk: Chunk) -> dict[str, Tensor]:
@@ -91,7 +87,7 @@ def _draws_of(name: str, draws: Values, program: Program) -> Tensor:
     return value.reshape(len(value), *shape)  # Pyro's Predictive pads with singleton plate dims
 
 
-def _join(program: Program, data: Data, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+def _join_batches(program: Program, data: Data, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Batches' results [draws, ...] behind one another along the leftmost batch dim, [draws] beside one another."""
     if len(parts) == 1:
         return parts[0]

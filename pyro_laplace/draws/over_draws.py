@@ -16,12 +16,12 @@ from pyro_laplace.draws.arguments import tensor_arguments
 from pyro_laplace.draws.draws import PosteriorDraws
 from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_observed, over_draws
 from pyro_laplace.draws.vectorize import over_rows
-from pyro_laplace.linearized.program import LinearizedProgram
+from pyro_laplace.likelihood.outcome import Outcome
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Run, Site
-
-_CHUNK_ELEMENTS = 2**25
+from pyro_laplace.settings import settings
+from pyro_laplace.unwrap import peel
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,13 @@ class View:
         with undisturbed(), torch.no_grad():
             runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.plain.chunks(self.data)]
         given = [name for name, site in runs[0].items() if site.given]
-        joined = {name: _cat([run[name].value for run in runs]) for name in given}
+        joined = {name: _behind([run[name].value for run in runs]) for name in given}
         return {name: value[0] for name, value in self._variables(_lifted(self._once(joined, lead=0))).items()}
 
     @cached_property
     def constant(self) -> dict[str, Tensor]:
         """The model's tensor arguments that are not observed values."""
-        model = self.program.model
-        arguments = tensor_arguments(model.model if isinstance(model, LinearizedProgram) else model, self.data)
+        arguments = tensor_arguments(self.program.model, self.data)
         seen = list(self.observed.values())
         taken = {*self.run.observed, *self._plates}
         return {
@@ -153,7 +152,7 @@ class View:
         """
         chunks = list(self.plain.chunks(self.data))
         parts = [over_draws(self.plain, values, chunk, _means, sample=False) for chunk in chunks]
-        joined = {name: _cat([part[name] for part in parts], 1) for name in parts[0]}
+        joined = {name: _behind([part[name] for part in parts], 1) for name in parts[0]}
         return self._variables(self._once(joined, lead=1))
 
     @cached_property
@@ -161,7 +160,7 @@ class View:
         """Which data of each observed site the program does not mask, `[*batch dims]`."""
         with undisturbed(), torch.no_grad():
             runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.plain.chunks(self.data)]
-        joined = {name: _cat([_unmasked(run[name]) for run in runs]) for name in runs[0]}
+        joined = {name: _behind([_unmasked(run[name]) for run in runs]) for name in runs[0]}
         return {name: value[0] for name, value in self._variables(_lifted(self._once(joined, lead=0))).items()}
 
     @cached_property
@@ -251,45 +250,29 @@ class View:
 
 def map_rows(fn: Callable[[Tensor], Mapping[str, Tensor]], rows: Tensor, size: int) -> dict[str, Tensor]:
     """`fn`, which makes about `size` elements of a row, at each row: vectorised where it can be."""
-    step = max(1, _CHUNK_ELEMENTS // (8 * size + 1))
+    step = max(1, settings.density_elements // (8 * size + 1))
     return over_rows(lambda row: fn(row["row"]), {"row": rows}, len(rows), step)
 
 
-def base_of(fn: Any) -> Any:
-    """The innermost distribution, wrappers (`to_event`, `mask`, `expand`) seen through."""
-    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
 def _means(run: Run, chunk: Chunk) -> dict[str, Tensor]:
-    means = {}
-    for name, site in run.observed.items():
-        base = base_of(site.fn)
-        try:
-            mean = base.probs if isinstance(base, torch.distributions.Categorical) else site.fn.mean
-        except (NotImplementedError, AttributeError):
-            continue
-        axes = mean.shape[-1:] if isinstance(base, torch.distributions.Categorical) else ()
-        means[name] = mean.expand(*site.fn.shape(), *axes)
-    return means
+    means = {name: Outcome.of(site.fn).expected for name, site in run.observed.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _unmasked(site: Site) -> Tensor:
     """Whether any part of each datum counts, `[*batch_shape]`."""
-    fn, batch = site.fn, site.fn.batch_shape
+    batch = site.fn.batch_shape
     counted = torch.ones(batch, dtype=torch.bool)
     if site.mask is not None:
         counted = counted & torch.as_tensor(site.mask).cpu()
-    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        if isinstance(fn, dist.MaskedDistribution):
-            mask = torch.as_tensor(mask_of(fn)).cpu().expand(fn.batch_shape)
-            counted = counted & (mask.reshape(*batch, -1).any(-1) if len(fn.batch_shape) > len(batch) else mask)
-        fn = fn.base_dist
+    for wrapper in peel(site.fn):
+        if isinstance(wrapper, dist.MaskedDistribution):
+            mask = torch.as_tensor(mask_of(wrapper)).cpu().expand(wrapper.batch_shape)
+            counted = counted & (mask.reshape(*batch, -1).any(-1) if len(wrapper.batch_shape) > len(batch) else mask)
     return counted
 
 
-def _cat(parts: list[Tensor], dim: int = 0) -> Tensor:
+def _behind(parts: list[Tensor], dim: int = 0) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts, dim) if parts[0].dim() > dim else torch.stack(parts, dim)

@@ -11,13 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_laplace._compat.pyro import RandomState
 from pyro_laplace._errors import UnsupportedProgram
-
-CHUNK_ELEMENTS = 2**20
-"""Elements that the largest tensor of one vectorised pass may hold.
-
-Measured on 1,000 draws of a network 10-50-1, one thread. 64 inputs: 0.046 s with 2**16, 0.019 to 0.025 s from 2**18 on.
-1,000 inputs: 0.74 s with 2**16, 0.21 s with 2**18, 0.12 s with 2**20, 0.20 s with 2**23.
-"""
+from pyro_laplace.settings import settings
 
 type At = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 """From one row of each tensor to named results."""
@@ -54,7 +48,9 @@ def over_rows(
     try:
         with pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # it is no user's to mend
-            return _joined((batched({n: v[chunk] for n, v in rows.items()}, markers[chunk]) for chunk in chunks), count)
+            return _one_by_one(
+                (batched({n: v[chunk] for n, v in rows.items()}, markers[chunk]) for chunk in chunks), count
+            )
     except Exception as error:  # an error of at's own comes again below
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     state.restore()
@@ -66,10 +62,10 @@ def over_rows(
 def row_by_row(at: At, rows: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """`over_rows`, one row after the other."""
     results = (at({name: value[i] for name, value in rows.items()}) for i in range(count))
-    return _joined(({name: value[None] for name, value in result.items()} for result in results), count)
+    return _one_by_one(({name: value[None] for name, value in result.items()} for result in results), count)
 
 
-def _joined(parts: Iterable[Mapping[str, Tensor]], count: int) -> dict[str, Tensor]:
+def _one_by_one(parts: Iterable[Mapping[str, Tensor]], count: int) -> dict[str, Tensor]:
     """Parts `[some rows, ...]` one behind the other, `[count, ...]`.
 
     Each is copied and let go before the next is made. Kept until the end, small results between large intermediate
@@ -146,5 +142,5 @@ class Widest(TorchFunctionMode):
 
     @property
     def chunk_size(self) -> int:
-        """Rows of one vectorised pass, so that its largest tensor has `CHUNK_ELEMENTS`."""
-        return max(1, CHUNK_ELEMENTS // self.elements)
+        """Rows of one vectorised pass, so that its largest tensor has `settings.draw_elements`."""
+        return max(1, settings.draw_elements // self.elements)

@@ -1,4 +1,8 @@
-"""Fisher information and link of observed distributions."""
+"""What is known of observed distributions: a family for each.
+
+Fisher information and link, what y is where its parameters are Gaussian, how predictives are mixed, and what its data
+are. No other room asks which distribution a site has.
+"""
 
 from pyro_laplace.likelihood import (
     categorical,
@@ -7,6 +11,7 @@ from pyro_laplace.likelihood import (
     discrete,
     location_scale,
     multivariate,
+    normal,
     positive,
     simplex,
     zero_inflated,
@@ -20,7 +25,13 @@ from pyro_laplace.likelihood.unregistered import (
     can_be_drawn,
     check_informative,
 )
-from pyro_laplace.likelihood.wrappers import Likelihood, likelihood_of, marginalises_nan, require_likelihood, unwrap
+from pyro_laplace.likelihood.wrappers import (
+    Likelihood,
+    likelihood_of,
+    marginalises_nan,
+    require_likelihood,
+    seen_through,
+)
 
 __all__ = [
     "ABSTRACT",
@@ -41,11 +52,12 @@ __all__ = [
     "location_scale",
     "marginalises_nan",
     "multivariate",
+    "normal",
     "positive",
     "register",
     "require_likelihood",
     "requires_grad",
+    "seen_through",
     "simplex",
-    "unwrap",
     "zero_inflated",
 ]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_laplace.likelihood.gaussian import GaussianEta
+from pyro_laplace.likelihood.links import laplace_bridge, probit
 from pyro_laplace.likelihood.registry import Family, register, requires_grad
 from pyro_laplace.likelihood.special import log_sigmoid_slope
 
@@ -35,6 +37,7 @@ class CategoricalFamily(Family):
 
     outputs = ("logits",)
     shift_invariant = True
+    classes = True
 
     def link(self, fn: Any) -> Tensor:
         """Normalised logits `[*batch, classes]`; a softmax does not see the constant that this takes away."""
@@ -43,6 +46,31 @@ class CategoricalFamily(Family):
     def distribution(self, eta: Tensor, fn: Any) -> Any:
         """Categorical(logits=eta)."""
         return dist.Categorical(logits=eta)
+
+    def predictive(self, eta: GaussianEta, fn: Any, link: str) -> Any | None:
+        """At moderated logits, or at probabilities averaged over draws; None of several classes by draws."""
+        if link == "sample":
+            return self.averaged(eta, fn)
+        if link == "probit":
+            return self.distribution(probit(eta.mean, eta.embed(eta.variance())), fn)
+        covariance = eta.embed_covariance(eta.covariance())
+        return self.distribution(laplace_bridge(eta.mean, covariance, normalised=link == "bridge_norm").log(), fn)
+
+    def log_classes(self, eta: Tensor) -> Tensor | None:
+        """Of a softmax."""
+        return eta.log_softmax(-1)
+
+    def of_log_classes(self, log_p: Tensor) -> Tensor:
+        """They are logits."""
+        return log_p
+
+    def expected(self, fn: Any) -> Tensor:
+        """Class probabilities `[*batch, classes]`."""
+        return fn.probs
+
+    def hits(self, expected: Tensor, observed: Tensor) -> Tensor:
+        """Whether the most probable class is the observed one."""
+        return expected.argmax(-1) == observed
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """`multinomial_root`, `[*batch, classes, classes - 1]`."""
@@ -68,14 +96,27 @@ class OneHotCategoricalFamily(CategoricalFamily):
         """OneHotCategorical(logits=eta)."""
         return dist.OneHotCategorical(logits=eta)
 
+    def hits(self, expected: Tensor, observed: Tensor) -> Tensor:
+        """Whether the most probable class is the observed one `[*batch]`."""
+        return expected.argmax(-1) == observed.argmax(-1)
+
 
 @register(torch.distributions.Multinomial)
 class MultinomialFamily(CategoricalFamily):
-    """Counts of a fixed number of draws."""
+    """Counts of a fixed number of draws: several classes, of which a mixture is more spread."""
+
+    classes = False
 
     def distribution(self, eta: Tensor, fn: Any) -> Any:
         """Multinomial(total_count, logits=eta)."""
         return dist.Multinomial(fn.total_count, logits=eta)
+
+    def log_classes(self, eta: Tensor) -> None:
+        """No one class."""
+
+    def expected(self, fn: Any) -> Tensor:
+        """N p."""
+        return fn.mean
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """sqrt(n) `multinomial_root`, `[*batch, classes, classes - 1]`."""
@@ -98,6 +139,7 @@ class OrderedLogisticFamily(Family):
     """
 
     outputs = ("cutpoints",)
+    classes = True
 
     def link(self, fn: Any) -> Tensor:
         """(t_0, log(t_1 - t_0), ...) `[*batch, classes - 1]`."""
@@ -107,6 +149,14 @@ class OrderedLogisticFamily(Family):
     def distribution(self, eta: Tensor, fn: Any) -> Any:
         """OrderedLogistic(0, t)."""
         return dist.OrderedLogistic(torch.zeros_like(eta[..., 0]), _cutpoints(eta))
+
+    def expected(self, fn: Any) -> Tensor:
+        """Class probabilities `[*batch, classes]`."""
+        return fn.probs
+
+    def hits(self, expected: Tensor, observed: Tensor) -> Tensor:
+        """Whether the most probable class is the observed one."""
+        return expected.argmax(-1) == observed
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """S_ij = (d p_j / d eta_i) / sqrt p_j `[*batch, classes - 1, classes]`, a column for each class.

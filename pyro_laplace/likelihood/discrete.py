@@ -5,7 +5,11 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
+from pyro_laplace._errors import InvalidOption
+from pyro_laplace.likelihood.gaussian import GaussianEta
+from pyro_laplace.likelihood.links import probit
 from pyro_laplace.likelihood.registry import Family, register
 from pyro_laplace.likelihood.special import log_sigmoid_slope
 
@@ -20,13 +24,55 @@ class _Logit(Family):
         return fn.logits.unsqueeze(-1)
 
 
+class _Sigmoid(_Logit):
+    """A logit whose sigmoid is what is averaged."""
+
+    def predictive(self, eta: GaussianEta, fn: Any, link: str) -> Any | None:
+        """At a moderated logit, or at the probability averaged over draws; None of several trials by draws.
+
+        Args:
+            eta: the logit.
+            fn: the program's own distribution.
+            link: "probit" or "sample".
+
+        Returns:
+            the distribution `[*base]`, or None.
+
+        Raises:
+            InvalidOption: for a link of several classes.
+        """
+        if link == "sample":
+            return self.averaged(eta, fn)
+        if link != "probit":
+            raise InvalidOption(
+                f"link={link!r} is for classes, and the observed site {eta.site!r} has one logit: use 'probit' or "
+                "'sample'"
+            )
+        return self.distribution(probit(eta.mean, eta.embed(eta.variance())), fn)
+
+
 @register(torch.distributions.Bernoulli)
-class BernoulliFamily(_Logit):
+class BernoulliFamily(_Sigmoid):
     """I = p (1 - p)."""
+
+    classes = True
+    takes_floats = True
 
     def distribution(self, eta: Tensor, fn: Any) -> Any:
         """Bernoulli(logits=eta)."""
         return dist.Bernoulli(logits=eta.squeeze(-1))
+
+    def log_classes(self, eta: Tensor) -> Tensor:
+        """Of 0 and of 1 `[*batch, 2]`."""
+        return torch.cat([logsigmoid(-eta), logsigmoid(eta)], -1)
+
+    def of_log_classes(self, log_p: Tensor) -> Tensor:
+        """The log odds of 1."""
+        return log_p[..., 1:] - log_p[..., :1]
+
+    def hits(self, expected: Tensor, observed: Tensor) -> Tensor:
+        """Whether the more probable value is the observed one."""
+        return (expected > 0.5) == (observed > 0.5)
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """sqrt(p (1 - p)) `[*batch, 1, 1]`."""
@@ -34,7 +80,7 @@ class BernoulliFamily(_Logit):
 
 
 @register(torch.distributions.Binomial)
-class BinomialFamily(_Logit):
+class BinomialFamily(_Sigmoid):
     """I = n p (1 - p), with n the fixed number of trials."""
 
     def distribution(self, eta: Tensor, fn: Any) -> Any:
@@ -81,6 +127,7 @@ class PoissonFamily(Family):
     """eta = log rate, I = rate."""
 
     outputs = ("log_rate",)
+    takes_floats = True
 
     def link(self, fn: Any) -> Tensor:
         """Log rates `[*batch, 1]`."""

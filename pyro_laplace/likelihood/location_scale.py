@@ -7,12 +7,13 @@ With z = (y - loc) / scale and a density symmetric in z, loc and log scale are o
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_laplace.likelihood.registry import Family, register, requires_grad
-from pyro_laplace.likelihood.special import EULER, triangular_root, trigamma
+from pyro_laplace.likelihood.special import triangular_root, trigamma
 
 
 class LocationScale(Family):
@@ -31,9 +32,9 @@ class LocationScale(Family):
         """The distribution at eta_0, exp eta_1."""
         return self.kind(eta[..., 0], eta[..., 1].exp())
 
-    def moved(self, fn: Any, loc: float | Tensor, scale: float | Tensor) -> Any:
-        """The distribution of loc + scale y."""
-        return self.kind(loc + scale * fn.loc, abs(scale) * fn.scale)
+    def moved(self, fn: Any, loc: float | Tensor, scale: float | Tensor) -> Any | None:
+        """The distribution of loc + scale y; None of a density that is not symmetric."""
+        return self.kind(loc + scale * fn.loc, abs(scale) * fn.scale) if self.symmetric else None
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """diag(sqrt a / scale, sqrt b) `[*batch, 2, 2]`."""
@@ -44,24 +45,6 @@ class LocationScale(Family):
     def moving(self, fn: Any) -> Tensor:
         """Of loc and scale."""
         return requires_grad(fn.loc, fn.scale)
-
-
-@register(torch.distributions.Normal)
-class NormalFamily(LocationScale):
-    """I = diag(1 / scale^2, 2)."""
-
-    kind, information = dist.Normal, (1.0, 2.0)
-
-    def standardised(self, fn: Any, value: Tensor) -> Tensor:
-        """``(y - loc) / scale``."""
-        return (value - fn.loc) / fn.scale
-
-
-@register(dist.NanMaskedNormal)
-class NanMaskedNormalFamily(NormalFamily):
-    """A Normal; an entry that is NaN is missing, and `Likelihood.weight` gives it none."""
-
-    kind = dist.NanMaskedNormal
 
 
 @register(torch.distributions.Laplace)
@@ -102,7 +85,7 @@ class GumbelFamily(LocationScale):
         """[[1 / scale, 0], [-(1 - g), pi / sqrt 6]] `[*batch, 2, 2]`."""
         first = (-eta[..., 1]).exp()
         rest = torch.full_like(first, math.pi / 6**0.5)
-        return triangular_root(first, torch.full_like(first, EULER - 1), rest)
+        return triangular_root(first, torch.full_like(first, np.euler_gamma - 1), rest)
 
 
 @register(torch.distributions.StudentT)

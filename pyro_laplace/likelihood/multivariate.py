@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._memory import refuse_too_large
+from pyro_laplace.likelihood.gaussian import GaussianEta
 from pyro_laplace.likelihood.registry import Family, register, requires_grad
 
 
@@ -23,7 +24,7 @@ class MultivariateNormalFamily(Family):
 
     def link(self, fn: Any) -> Tensor:
         """(loc, log diagonal of L, L below it) `[*batch, D + D (D + 1) / 2]`."""
-        rows, columns, _ = _layout(fn.event_shape[0])
+        rows, columns, _ = _tril_places(fn.event_shape[0])
         scale_tril = fn.scale_tril
         loc = fn.loc.expand(scale_tril.shape[:-1])
         return torch.cat([loc, scale_tril.diagonal(dim1=-2, dim2=-1).log(), scale_tril[..., rows, columns]], -1)
@@ -32,6 +33,16 @@ class MultivariateNormalFamily(Family):
         """MultivariateNormal(loc, scale_tril=L)."""
         size = fn.event_shape[0]
         return dist.MultivariateNormal(eta[..., :size], scale_tril=_scale_tril(eta, size))
+
+    def predictive(self, eta: GaussianEta, fn: Any, link: str) -> Any | None:
+        """Of a known covariance, exactly: that of loc is added to it. None where the covariance is uncertain."""
+        size = fn.event_shape[0]
+        if int(eta.kept.max()) >= size:
+            return None
+        whole = fn.covariance_matrix.expand(*eta.mean.shape[:-1], -1, -1).clone()
+        whole[..., eta.kept[:, None], eta.kept] += eta.covariance()
+        moved = dist.MultivariateNormal(eta.mean[..., :size], whole)
+        return self.distribution(self.link(moved), fn)
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """L'^-1 for the loc beside d W / d eta for the covariance `[*batch, outputs, outputs]`."""
@@ -44,7 +55,7 @@ class MultivariateNormalFamily(Family):
         )
         scale_tril = _scale_tril(eta, size)
         inverse = torch.linalg.solve_triangular(scale_tril, torch.eye(size).to(eta), upper=False)
-        below, left, _ = _layout(size)
+        below, left, _ = _tril_places(size)
         diagonal = torch.arange(size)
         row, column = torch.cat([diagonal, below]), torch.cat([diagonal, left])
         # moving L_kl moves W_il by (L^-1)_ik, a log diagonal entry by L_kk times that
@@ -64,7 +75,7 @@ class MultivariateNormalFamily(Family):
 
 
 @cache
-def _layout(size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tril_places(size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and columns of the entries below the diagonal, and where each entry of L is among (0, diagonal, below)."""
     rows, columns = torch.tril_indices(size, size, -1)
     place = torch.zeros(size, size, dtype=torch.long)
@@ -75,4 +86,4 @@ def _layout(size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _scale_tril(eta: Tensor, size: int) -> Tensor:
     diagonal, below = eta[..., size : 2 * size].exp(), eta[..., 2 * size :]
-    return torch.cat([torch.zeros_like(diagonal[..., :1]), diagonal, below], -1)[..., _layout(size)[2]]
+    return torch.cat([torch.zeros_like(diagonal[..., :1]), diagonal, below], -1)[..., _tril_places(size)[2]]

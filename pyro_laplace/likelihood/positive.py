@@ -3,12 +3,13 @@
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_laplace.likelihood.registry import Family, register, requires_grad
-from pyro_laplace.likelihood.special import EULER, triangular_root, trigamma_excess
+from pyro_laplace.likelihood.special import triangular_root, trigamma_excess
 
 
 class _Scaled(Family):
@@ -111,7 +112,7 @@ class WeibullFamily(Family):
         """[[k, 0], [-(1 - g), pi / sqrt 6]] `[*batch, 2, 2]`."""
         concentration = eta[..., 1].exp()
         rest = torch.full_like(concentration, math.pi / 6**0.5)
-        return triangular_root(concentration, torch.full_like(concentration, EULER - 1), rest)
+        return triangular_root(concentration, torch.full_like(concentration, np.euler_gamma - 1), rest)
 
     def moving(self, fn: Any) -> Tensor:
         """Of scale and concentration."""

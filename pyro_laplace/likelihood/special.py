@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-EULER = 0.57721566490153286
-
 
 def trigamma(x: Tensor) -> Tensor:
     """psi'(x), x > 0, to machine precision (`torch.polygamma` has 8 digits)."""

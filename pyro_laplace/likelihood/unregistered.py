@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_laplace._errors import UnsupportedProgram
-from pyro_laplace.likelihood.wrappers import unwrap
+from pyro_laplace.likelihood.wrappers import seen_through
 
 MONTE_CARLO: dict[type, str] = {
     **dict.fromkeys(
@@ -88,7 +88,7 @@ ABSTRACT = (dist.Distribution, dist.TorchDistribution, dist.ExponentialFamily)
 
 def can_be_drawn(fn: Any) -> bool:
     """Whether labels may be drawn: not where Pyro is known not to draw them, or not rightly."""
-    return not isinstance(unwrap(fn)[0], tuple(EXACT_HESSIAN))
+    return not isinstance(seen_through(fn)[0], tuple(EXACT_HESSIAN))
 
 
 def check_informative(name: str, fn: Any) -> None:
@@ -101,7 +101,7 @@ def check_informative(name: str, fn: Any) -> None:
     Raises:
         UnsupportedProgram: with the reason and what to write instead.
     """
-    base, _ = unwrap(fn)
+    base, _ = seen_through(fn)
     for kind in type(base).__mro__:
         if kind in MONTE_CARLO:
             return

@@ -11,10 +11,11 @@ from torch.distributions.transforms import AffineTransform
 
 from pyro_laplace._compat.pyro import mask_of
 from pyro_laplace._errors import UnsupportedProgram
-from pyro_laplace.likelihood.location_scale import LocationScale
+from pyro_laplace.likelihood.decomposition import Decomposition
+from pyro_laplace.likelihood.gaussian import GaussianEta
+from pyro_laplace.likelihood.mixture import FunctionMixture
 from pyro_laplace.likelihood.registry import FAMILIES, Family, family_of
-
-_WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+from pyro_laplace.unwrap import WRAPPERS
 
 _FIXED_TRANSFORMS = (
     transforms.ExpTransform,
@@ -55,6 +56,11 @@ class Likelihood:
                 inner = wrapper.base_dist.batch_shape
                 shape += inner[len(inner) - wrapper.reinterpreted_batch_ndims :]
         return shape
+
+    @property
+    def event(self) -> torch.Size:
+        """Shape of the entries that `to_event` put into one datum."""
+        return self.shape[len(self.shape) - self.event_dims :]
 
     def link(self) -> Tensor:
         """Unconstrained parameters eta `[*base batch, outputs]`; the event dims of `to_event` are batch dims here."""
@@ -104,9 +110,48 @@ class Likelihood:
 
     def standardised(self, value: Tensor) -> Tensor | None:
         """`Family.standardised` of the data, which no transform stands around; None elsewhere."""
-        if any(isinstance(wrapper, torch.distributions.TransformedDistribution) for wrapper in self.wrappers):
-            return None
-        return self.family.standardised(self.base, value)
+        return None if self._transformed else self.family.standardised(self.base, value)
+
+    def predictive(self, eta: GaussianEta, link: str) -> Any:
+        """The distribution of y where eta is Gaussian: the family's, or a mixture over draws, wrappers restored.
+
+        Args:
+            eta: the parameters.
+            link: of classes and logits, one of `LINKS`.
+
+        Returns:
+            a distribution of the site's batch and event shape.
+        """
+        if eta.event and not self._masks_entries:
+            joint = self.family.joint_predictive(eta, self.base)
+            if joint is not None:
+                return self.around(joint, grouped=True)
+        fn = self.family.predictive(eta, self.base, link)
+        return FunctionMixture(eta.draw(), self.distribution) if fn is None else self.around(fn)
+
+    def decomposition(self, eta: GaussianEta) -> Decomposition:
+        """What of the uncertainty about y is the data's, and what the parameters', where eta is Gaussian."""
+        known = None if self._transformed else self.family.variances(eta, self.base)
+        if known is not None:
+            return Decomposition("variance", *known)
+        draws = eta.draw()
+        log_p = self.family.log_classes(draws)
+        return Decomposition.of_variance(self.distribution(draws)) if log_p is None else Decomposition.of_entropy(log_p)
+
+    @property
+    def _transformed(self) -> bool:
+        """Whether a transform stands around the data."""
+        return any(isinstance(wrapper, torch.distributions.TransformedDistribution) for wrapper in self.wrappers)
+
+    @property
+    def _masks_entries(self) -> bool:
+        """Whether a mask lies within a `to_event`, and so tells the entries of one datum apart."""
+        inside = False
+        for wrapper in self.wrappers:  # outermost first
+            inside = inside or isinstance(wrapper, Independent)
+            if inside and isinstance(wrapper, dist.MaskedDistribution):
+                return True
+        return False
 
     def weight(self, per_datum: Tensor, value: Tensor) -> Tensor:
         """Spread a weight `[*batch]` over the base's batch dims; what is masked, or missing as NaN, weighs nothing.
@@ -131,14 +176,14 @@ class Likelihood:
 
 def likelihood_of(fn: Any) -> Likelihood | None:
     """The family of a distribution, seen through its wrappers; None where no family is registered."""
-    base, wrappers = unwrap(fn)
+    base, wrappers = seen_through(fn)
     family = family_of(type(base))
     if family is None or not _is_known(base):
         return None
     return Likelihood(family, base, wrappers)
 
 
-def unwrap(fn: Any) -> tuple[Any, tuple[Any, ...]]:
+def seen_through(fn: Any) -> tuple[Any, tuple[Any, ...]]:
     """The innermost distribution, and the wrappers around it, outermost first.
 
     An affine transform of a location-scale distribution is no wrapper but another such distribution: its shift and
@@ -151,7 +196,7 @@ def unwrap(fn: Any) -> tuple[Any, tuple[Any, ...]]:
     while family_of(type(fn)) is None:
         if (moved := _moved(fn)) is not None:
             fn = moved
-        elif isinstance(fn, _WRAPPERS) or _is_fixed_transform(fn):
+        elif isinstance(fn, WRAPPERS) or _is_fixed_transform(fn):
             wrappers.append(fn)
             fn = fn.base_dist
         else:
@@ -161,7 +206,7 @@ def unwrap(fn: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def marginalises_nan(fn: Any) -> bool:
     """Whether a distribution takes NaN for a missing entry."""
-    return isinstance(unwrap(fn)[0], dist.NanMaskedNormal | dist.NanMaskedMultivariateNormal)
+    return isinstance(seen_through(fn)[0], dist.NanMaskedNormal | dist.NanMaskedMultivariateNormal)
 
 
 def _is_known(base: Any) -> bool:
@@ -199,9 +244,10 @@ def _moved(fn: Any) -> Any | None:
     while isinstance(base, Independent):
         base, event_dims = base.base_dist, event_dims + base.reinterpreted_batch_ndims
     family = family_of(type(base))
-    if family is None or not isinstance(family, LocationScale) or not family.symmetric:
+    moved = None if family is None else family.moved(base, affine.loc, affine.scale)
+    if moved is None:
         return None
-    moved = family.moved(base, affine.loc, affine.scale).to_event(event_dims)
+    moved = moved.to_event(event_dims)
     return dist.TransformedDistribution(moved, rest) if rest else moved
 
 
@@ -216,7 +262,7 @@ def require_likelihood(name: str, fn: Any) -> Likelihood:
     """
     likelihood = likelihood_of(fn)
     if likelihood is None:
-        kind = type(unwrap(fn)[0])
+        kind = type(seen_through(fn)[0])
         raise UnsupportedProgram(
             f"observed site {name!r} has a {kind.__name__} distribution, whose link is not known (known: "
             f"{', '.join(sorted({cls.__name__ for cls in FAMILIES}))}): its program cannot be linearised. Draw "

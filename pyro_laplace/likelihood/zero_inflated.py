@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_laplace.likelihood.registry import Family, family_of, register
 from pyro_laplace.likelihood.special import symmetric_root
+from pyro_laplace.unwrap import core
 
 
 @register(dist.ZeroInflatedDistribution)
@@ -47,6 +48,12 @@ class ZeroInflatedFamily(Family):
         """Of the gate, and the base's."""
         base = _base(fn).moving(fn.base_dist)
         return None if base is None else torch.cat([torch.tensor([fn.gate_logits.requires_grad]), base])
+
+    def as_data(self, value: Tensor, fn: Any) -> Tensor:
+        """As the base takes them."""
+        base = core(fn)
+        family = family_of(type(base))
+        return value if family is None else family.as_data(value, base)
 
 
 def _base(fn: Any) -> Family:

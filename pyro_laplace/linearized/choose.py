@@ -4,24 +4,20 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import LaplaceWarning, check_option
-from pyro_laplace.data import as_data
+from pyro_laplace.curvature.table import CURVATURES
+from pyro_laplace.data import Data, as_data
 from pyro_laplace.likelihood import likelihood_of
-from pyro_laplace.linearized.nonlinearity import bend_of
 from pyro_laplace.linearized.program import LinearizedProgram, linearize
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import unpack
-
-LINEAR = 0.1
-"""`nonlinearity` up to which the program counts as linear within the posterior: it then predicts itself.
-
-Measured: regressions, generalised linear models and last layers 0.000; a Dirichlet site 0.12, where both programs
-predict the same to 1e-3 nats a datum; beyond, the linearised one is nearer to NUTS. Log density a datum (linearised,
-sampled, NUTS): noncentred hierarchy, 0.9: -0.70, -0.75, -0.70; eight schools, 3.3: -3.74, -3.87, -3.73; Gaussian
-process, 3.4: -2.75, -3.05, -2.74; network of 31 weights, 2.1: -0.95, -1.03, -0.93.
-"""
+from pyro_laplace.settings import settings
 
 
 def predictive_model(
@@ -33,7 +29,7 @@ def predictive_model(
         model: the Pyro program, or one that is linearised already; that one is used as it is.
         posterior: whatever the draws come from.
         data: the data, by which the observed sites' distributions are known.
-        linearized: "auto" linearises for an `AutoLaplace` with a `nonlinearity` above `LINEAR`; True or False
+        linearized: "auto" linearises for an `AutoLaplace` with a `nonlinearity` above `settings.linear`; True or False
             decide.
 
     Returns:
@@ -52,7 +48,7 @@ def predictive_model(
     if _is_enumerated(model, posterior, data):
         return model
     bent = bend_of(model, posterior, as_data(data))
-    if bent <= LINEAR:
+    if bent <= settings.linear:
         return model
     unknown = _without_link(model, posterior, data)
     if not unknown:
@@ -87,6 +83,44 @@ def predictive_models(
     if linearized == "auto" and predictive is not model:
         return {name: predictive, f"{name} (sampled)": model}
     return {name: predictive}
+
+
+def bend_of(model: Callable[..., Any], posterior: Any, data: Data) -> float:
+    """The largest `nonlinearity` of a posterior's components; 0 of those that no Gauss-Newton curvature made."""
+    components = posterior.components if isinstance(posterior, LaplaceMixture) else [posterior]
+    ours = (each for each in components if isinstance(each, AutoLaplace) and each.curvature not in ("hessian", "none"))
+    return max((nonlinearity(model, each, data) for each in ours), default=0.0)
+
+
+def nonlinearity(model: Callable[..., Any], guide: AutoLaplace, data: Data) -> float:
+    """``|g(theta) - g(theta*) - J (theta - theta*)| / |J (theta - theta*)|`` at one posterior draw.
+
+    g are the likelihood's parameters in Fisher's metric, of the first batch; J is its Jacobian at the mode theta*.
+
+    Args:
+        model: the Pyro program.
+        guide: its posterior.
+        data: the data; observed values need not be among them.
+
+    Returns:
+        the relative size of what a linear program would leave out: 0 is linear. 0 too where no distribution of the
+        data has a known Fisher information.
+    """
+    program = Program(model, guide.latents, guide.observed, start=guide.theta)
+    chunk, step = Chunk(data.first()), settings.nonlinearity_step
+    with undisturbed(), torch.no_grad():
+        root = CURVATURES["ggn"].root(program, program.run(guide.theta, chunk), chunk)
+        assert root is not None
+        white = torch.randn(1, guide.latent_dim, generator=torch.Generator().manual_seed(0)).to(guide.theta)
+        (deviation,) = guide.precision.color(white)
+
+        def moved(fraction: float) -> torch.Tensor:
+            return root(guide.theta.index_add(0, guide.index, fraction * deviation)) - at_mode
+
+        at_mode = root(guide.theta)
+        straight = moved(step) / step
+        bent = moved(1.0) - straight
+    return float(bent.norm() / straight.norm()) if bool(straight.any()) else 0.0
 
 
 def _without_link(model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture, data: Any) -> list[str]:

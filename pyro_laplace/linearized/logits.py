@@ -7,13 +7,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_laplace.likelihood import Likelihood, require_likelihood
-from pyro_laplace.likelihood.categorical import CategoricalFamily
 from pyro_laplace.program.run import Site
 
 
-def has_logits(likelihood: Likelihood) -> bool:
-    """Whether a distribution is of classes, by logits (`OrderedLogistic` has classes, and cutpoints)."""
-    return isinstance(likelihood.family, CategoricalFamily)
+def written_logits(likelihood: Likelihood) -> Tensor | None:
+    """The logits that the program wrote of a distribution that keeps them normalised, if the run's graph shows them."""
+    if not likelihood.family.shift_invariant:
+        return None
+    found = unnormalised(likelihood.family.link(likelihood.base))
+    return None if found is None else found[0]
 
 
 def predictor(site: Site) -> Tensor:
@@ -27,10 +29,11 @@ def predictor(site: Site) -> Tensor:
     """
     likelihood = require_likelihood(site.name, site.fn)
     eta = likelihood.link()
-    if not has_logits(likelihood):
+    if not likelihood.family.shift_invariant:
         return eta
-    written = getattr(likelihood.base.logits, _WRITTEN, None)
-    found = unnormalised(likelihood.base.logits) if written is None else (written, written.detach().logsumexp(-1))
+    kept = likelihood.family.link(likelihood.base)
+    written = getattr(kept, _WRITTEN, None)
+    found = unnormalised(kept) if written is None else (written, written.detach().logsumexp(-1))
     if found is None or bool(found[1].abs().max() < 1e-4):
         return eta - eta.mean(-1, keepdim=True)
     return _expanded(found[0], eta)

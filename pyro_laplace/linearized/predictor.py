@@ -1,7 +1,8 @@
 """`LinearizedPredictive`: distributions of the observed sites, under the linearised program, without weight draws."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,16 +12,19 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace.data import Batch
-from pyro_laplace.linearized.covariance import Functional
-from pyro_laplace.linearized.jacobian import ELEMENTS, Linearized, Linearizer, elements_of_draw, moved
-from pyro_laplace.linearized.links import LINKS
-from pyro_laplace.linearized.mixture import MixturePredictive
-from pyro_laplace.linearized.observation import Decomposition, Observation
+from pyro_laplace.likelihood.decomposition import Decomposition
+from pyro_laplace.likelihood.links import LINKS
+from pyro_laplace.likelihood.mixing import divergence, mix
+from pyro_laplace.likelihood.mixture import average, in_order
+from pyro_laplace.linearized.expansion import Expansion
+from pyro_laplace.linearized.jacobian import Linearized, elements_of_draw, shift
 from pyro_laplace.linearized.program import LinearizedProgram
+from pyro_laplace.linearized.routes import first_route
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.module_state import in_place_refused, modules_kept
+from pyro_laplace.settings import settings
 
 
 class LinearizedPredictive:
@@ -36,15 +40,18 @@ class LinearizedPredictive:
     - Bernoulli and Binomial data: logits ``f / sqrt(1 + pi/8 v)``. It is the probability that is averaged: a sum of
       several trials has the right mean, and too little variance, but with ``link="sample"``.
     - Categorical, OneHotCategorical and Multinomial data: as `link` says.
-    - others: a `FunctionMixture` over draws of eta.
+    - others: as their family says, if it was registered with a `predictive` of its own; else a `FunctionMixture` over
+      draws of eta.
+    - data of a mixture: `Bernoulli` and classes with averaged probabilities, else a `DistributionMixture`.
 
     `to_event`, masks and fixed transforms around a distribution stay around it. The values of observed sites, if they
     are given, are not looked at. Nothing of the model is changed, also when it raises: modes, buffers, parameters.
 
     Args:
         model: the Pyro program.
-        guide: a posterior of it, from `fit_laplace`. A `LaplaceMixture` gives a `MixturePredictive`, each component
-            linearised at its own mode.
+        guide: a posterior of it, from `fit_laplace`. Each component of a `LaplaceMixture` is linearised at its own
+            mode, and what they give is mixed: distributions exactly, moments by the laws of total expectation and
+            covariance.
         link: of classes: "probit", "bridge" (the Laplace bridge), "bridge_norm" (the same of scaled logits), or
             "sample", the mean of the likelihood over draws in function space, also for Bernoulli and Binomial data: of
             one class per datum the averaged probabilities, of several (or sums of them) a `FunctionMixture`. The
@@ -54,17 +61,11 @@ class LinearizedPredictive:
         differentiable: whether gradients flow from means and variances to the inputs. It takes a dense Jacobian.
 
     Raises:
-        InvalidOption: if the guide is not an `AutoLaplace`, or an option has a value that it cannot have.
+        InvalidOption: if the guide is not an `AutoLaplace` or `LaplaceMixture`, or an option has a value that it
+            cannot have.
         UnsupportedProgram: when called, if a likelihood's link is not known, the program cannot be differentiated, its
             predictor is random (dropout in training mode), or a site has no data.
     """
-
-    def __new__(cls, model: Any = None, guide: Any = None, **options: Any) -> Any:
-        """Of a mixture, the predictive that mixes those of its components."""
-        if isinstance(guide, LaplaceMixture):
-            parts = [cls(model, component, **options) for component in guide.components]
-            return MixturePredictive(guide.weights, parts)
-        return super().__new__(cls)
 
     def __init__(
         self,
@@ -75,15 +76,23 @@ class LinearizedPredictive:
         num_samples: int = 1000,
         differentiable: bool = False,
     ) -> None:
-        if not isinstance(guide, AutoLaplace):
+        if not isinstance(guide, AutoLaplace | LaplaceMixture):
             raise InvalidOption(f"LinearizedPredictive takes a guide from fit_laplace, not {type(guide).__name__}")
         check_option("link", link, LINKS)
         check_option("differentiable", differentiable, (True, False))
         self.model = model.model if isinstance(model, LinearizedProgram) else model
         self.guide, self.link, self.differentiable = guide, link, differentiable
         self.num_samples = _positive("num_samples", num_samples)
-        self._linearizer = Linearizer(self.model, guide, differentiable)
-        self._functional = Functional(guide.precision)
+        components = guide.components if isinstance(guide, LaplaceMixture) else (guide,)
+        self._components = [_Component(self.model, each, differentiable) for each in components]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of; the model too, which a guide alone would not bring."""
+        return {name: getattr(self, name) for name in ("model", "guide", "link", "num_samples", "differentiable")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make it anew."""
+        self.__init__(**state)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The predictive distribution of y at each observed site.
@@ -95,11 +104,11 @@ class LinearizedPredictive:
         Returns:
             site name to a distribution of the site's batch and event shape.
         """
-        with self._linearized(args, kwargs) as sites:
-            return {name: self._observation(name, linear).distribution(self.link) for name, linear in sites.items()}
+        found = [each.predictive(args, kwargs, self.link, self.num_samples) for each in self._components]
+        return self._mixed(mix, found)
 
     def sample(self, num_samples: int, latent: bool = False) -> Callable[..., dict[str, Tensor]]:
-        """Draws in function space; one draw is one function, at all inputs.
+        """Draws in function space; one draw is one function, at all inputs, of one component.
 
         Args:
             num_samples: number of draws.
@@ -115,7 +124,7 @@ class LinearizedPredictive:
 
         Its outputs are the likelihood's parameters in link space (a logit, log rate, location and log scale), of each
         entry of a ``to_event``, one entry after the other. One that depends on no random site (the log of a known noise
-        scale) is left out.
+        scale) is left out. To the mean covariance within the components of a mixture comes that between them.
 
         Args:
             *args: the model's.
@@ -126,14 +135,15 @@ class LinearizedPredictive:
             site name to mean `[*batch, outputs]` and covariance `[*batch, outputs, outputs]`; if `joint`, with N data,
             mean [N * outputs] and covariance [N * outputs, N * outputs], the outputs of a datum beside one another.
         """
-        with self._linearized(args, kwargs) as sites:
-            return {name: self._moments(linear, joint) for name, linear in sites.items()}
+        return self._mixed(_mix_moments, [each.moments(args, kwargs, joint) for each in self._components])
 
     def decompose(self, *args: Any, **kwargs: Any) -> dict[str, Decomposition]:
         """What of the uncertainty about y is the data's, and what the parameters'.
 
         Variances of Normal data are closed forms. Entropies, and variances of other data, are means over `num_samples`
-        draws in function space; of data whose moments are not known in closed form, over two draws of y at each.
+        draws in function space; of data whose moments are not known in closed form, over two draws of y at each. To the
+        mean epistemic part of the components of a mixture comes what lies between them: the variance of their means, or
+        the Jensen-Shannon divergence of their class probabilities.
 
         Args:
             *args: the model's.
@@ -142,42 +152,115 @@ class LinearizedPredictive:
         Returns:
             site name to the parts: variances `[*batch, *event]`, or for Bernoulli and classes entropies `[*base]`.
         """
+        parts = [each.decomposition(args, kwargs, self.num_samples) for each in self._components]
+        if len(parts) == 1:
+            return parts[0]
+        predictives = [each.predictive(args, kwargs, self.link, self.num_samples) for each in self._components]
+        both = [{n: (part[n], found[n]) for n in part} for part, found in zip(parts, predictives, strict=True)]
+        return self._mixed(_mix_decompositions, both)
+
+    def _sample(self, num_samples: int, latent: bool, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        if len(self._components) == 1:
+            return self._components[0].sample(args, kwargs, num_samples, latent)
+        chosen = torch.multinomial(self.guide.weights, num_samples, replacement=True)
+        drawn = []
+        for number, component in enumerate(self._components):
+            count = int((chosen == number).sum())
+            draws = component.sample(args, kwargs, max(1, count), latent)  # one at least, for its shape
+            drawn.append({name: value[:count] for name, value in draws.items()})
+        return self._mixed(lambda _, parts: in_order(chosen, parts), drawn)
+
+    def _mixed[T](
+        self, combine: Callable[[Tensor, Sequence[T]], T | Any], parts: Sequence[Mapping[str, T]]
+    ) -> dict[str, Any]:
+        """`combine` of the weights and of what the components have for each site; what there is of one component."""
+        if len(parts) == 1:
+            return dict(parts[0])
+        return {name: combine(self.guide.weights, [part[name] for part in parts]) for name in parts[0]}
+
+
+class _Component:
+    """The predictive of one Gaussian posterior.
+
+    Args:
+        model: the Pyro program.
+        guide: the posterior.
+        differentiable: whether gradients flow to the inputs.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: AutoLaplace, differentiable: bool) -> None:
+        self.model, self.guide, self.differentiable = model, guide, differentiable
+        self._route = first_route(Expansion.of(model, guide), differentiable)
+
+    def predictive(self, args: tuple[Any, ...], kwargs: dict[str, Any], link: str, num_samples: int) -> dict[str, Any]:
+        """The distribution of y at each observed site."""
         with self._linearized(args, kwargs) as sites:
-            return {name: self._observation(name, linear).decomposition() for name, linear in sites.items()}
+            return {
+                name: linear.likelihood.predictive(linear.gaussian(name, self._change(linear, num_samples)), link)
+                for name, linear in sites.items()
+            }
+
+    def decomposition(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int
+    ) -> dict[str, Decomposition]:
+        """Of the uncertainty about y at each observed site."""
+        with self._linearized(args, kwargs) as sites:
+            return {
+                name: linear.likelihood.decomposition(linear.gaussian(name, self._change(linear, num_samples)))
+                for name, linear in sites.items()
+            }
+
+    def moments(self, args: tuple[Any, ...], kwargs: dict[str, Any], joint: bool) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and covariance of the linear predictor at each observed site."""
+        with self._linearized(args, kwargs) as sites:
+            if joint:
+                return {name: (linear.mean.flatten(), linear.covariance_of_all()) for name, linear in sites.items()}
+            covariances = {name: linear.covariance_of_datum() for name, linear in sites.items()}
+            return {n: (sites[n].mean.reshape(each.shape[:-1]), each) for n, each in covariances.items()}
+
+    def sample(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int, latent: bool
+    ) -> dict[str, Tensor]:
+        """Draws of y, or of the linear predictor, at each observed site `[num_samples, *shape]`."""
+        with self._linearized(args, kwargs) as sites, torch.no_grad():
+            changes = self._changes(sites, num_samples)
+            if latent:
+                return {
+                    name: (linear.mean + changes[name]).reshape(num_samples, *linear.batch, linear.outputs_of_datum)
+                    for name, linear in sites.items()
+                }
+            return {
+                name: linear.likelihood.distribution(linear.eta + linear.embed(changes[name])).sample()
+                for name, linear in sites.items()
+            }
 
     @contextmanager
-    def _linearized(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[dict[str, Linearized]]:
+    def _linearized(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Mapping[str, Linearized]]:
         """The observed sites at the given arguments; what is drawn from inside advances the user's generator."""
-        chunk = Chunk(Batch(args, kwargs))
         with (
             undisturbed(rng=False),
             torch.set_grad_enabled(self.differentiable),
             modules_kept(self.model),
             in_place_refused(),
         ):
-            yield self._linearizer.at(chunk)
+            step = self._route.at(Chunk(Batch(args, kwargs)))
+            self._route = step.route
+            yield step.sites
 
-    def _moments(self, linear: Linearized, joint: bool) -> tuple[Tensor, Tensor]:
-        if joint:
-            return linear.mean.flatten(), self._functional.joint(linear)
-        covariance = linear.by_datum(self._functional.covariance(linear))
-        return linear.mean.reshape(*linear.batch, covariance.shape[-1]), covariance
+    def _change(self, linear: Linearized, num_samples: int) -> Callable[[], Tensor]:
+        """Gives draws of the change of one site's predictor [draws, n, k]."""
+        return lambda: self._changes({"": linear}, num_samples)[""]
 
-    def _sample(self, num_samples: int, latent: bool, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        with self._linearized(args, kwargs) as sites, torch.no_grad():
-            changes = self._changes(sites, num_samples)
-            if latent:
-                means = {name: self._moments_shape(linear) for name, linear in sites.items()}
-                return {n: (sites[n].mean + change).reshape(num_samples, *means[n]) for n, change in changes.items()}
-            return {
-                name: linear.likelihood.distribution(linear.eta + linear.embed(changes[name])).sample()
-                for name, linear in sites.items()
-            }
-
-    @staticmethod
-    def _moments_shape(linear: Linearized) -> torch.Size:
-        """`[*batch, outputs]` of a linear predictor."""
-        return torch.Size((*linear.batch, linear.mean.numel() // max(1, linear.batch.numel())))
+    def _changes(self, sites: Mapping[str, Linearized], num_samples: int) -> dict[str, Tensor]:
+        """By site, ``J (theta - theta*)`` [draws, n, k] at draws of theta that the sites share; some at a time."""
+        largest = max(elements_of_draw(next(linear.pieces())) for linear in sites.values())
+        step = max(1, settings.pass_elements // (len(self.guide.loc) + largest))
+        parts: dict[str, list[Tensor]] = {name: [] for name in sites}
+        for start in range(0, num_samples, step):
+            deviation = self._deviation(min(step, num_samples - start))
+            for name, linear in sites.items():
+                parts[name].append(torch.cat([shift(products, deviation) for products in linear.pieces()], 1))
+        return {name: torch.cat(each) for name, each in parts.items()}
 
     def _deviation(self, num_samples: int) -> Tensor:
         """Draws of theta - theta* [draws, params]."""
@@ -185,22 +268,27 @@ class LinearizedPredictive:
         white = torch.randn(num_samples, len(loc), dtype=loc.dtype, device=loc.device)
         return self.guide.precision.color(white)
 
-    def _changes(self, sites: dict[str, Linearized], num_samples: int) -> dict[str, Tensor]:
-        """By site, ``J (theta - theta*)`` [draws, n, k] at draws of theta that the sites share; some at a time."""
-        largest = max(elements_of_draw(next(linear.pieces())) for linear in sites.values())
-        step = max(1, ELEMENTS // (len(self.guide.loc) + largest))
-        parts: dict[str, list[Tensor]] = {name: [] for name in sites}
-        for start in range(0, num_samples, step):
-            deviation = self._deviation(min(step, num_samples - start))
-            for name, linear in sites.items():
-                parts[name].append(torch.cat([moved(products, deviation) for products in linear.pieces()], 1))
-        return {name: torch.cat(each) for name, each in parts.items()}
 
-    def _observation(self, name: str, linear: Linearized) -> Observation:
-        def draw() -> Tensor:
-            return linear.eta + linear.embed(self._changes({"": linear}, self.num_samples)[""])
+def _mix_moments(weights: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and covariance: those within components, and between them."""
+    mean = average(weights, [each for each, _ in parts])
+    deviations = [each - mean for each, _ in parts]
+    between = average(weights, [d.unsqueeze(-1) * d.unsqueeze(-2) for d in deviations])
+    return mean, average(weights, [covariance for _, covariance in parts]) + between
 
-        return Observation(name, linear, self._functional, draw)
+
+def _mix_decompositions(weights: Tensor, parts: Sequence[tuple[Decomposition, Any]]) -> Decomposition:
+    """Of decompositions and predictives: what lies between components is the parameters'."""
+    decompositions, predictives = zip(*parts, strict=True)
+    if decompositions[0].kind == "entropy":
+        between = divergence(weights, predictives)
+    else:
+        means = [predictive.mean for predictive in predictives]
+        mean = average(weights, means)
+        between = average(weights, [(each - mean).square() for each in means])
+    aleatoric = average(weights, [each.aleatoric for each in decompositions])
+    within = average(weights, [each.epistemic for each in decompositions])
+    return replace(decompositions[0], aleatoric=aleatoric, epistemic=within + between)
 
 
 def _positive(option: str, value: Any) -> int:

@@ -17,6 +17,7 @@ from pyro_laplace._autodiff import jvp
 from pyro_laplace._compat.pyro import site_is_deterministic, site_is_factor, undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch
+from pyro_laplace.draws.arguments import signature_of
 from pyro_laplace.likelihood import require_likelihood
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
@@ -62,6 +63,16 @@ class LinearizedProgram:
     def __init__(self, model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture) -> None:
         self.model, self.guide = model, guide
         self._program = Program(model, guide.latents, guide.observed, start=guide.theta)
+        if (signature := signature_of(model)) is not None:
+            self.__signature__ = signature
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The model, which a guide alone would not bring, and the guide."""
+        return {"model": self.model, "guide": self.guide}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make it anew."""
+        self.__init__(**state)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor | dict[str, Tensor]:
         """Run the program: latent sites as the model samples them, observed sites linearised.

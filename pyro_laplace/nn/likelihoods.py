@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._errors import InvalidData
+from pyro_laplace.likelihood.outcome import Outcome
 from pyro_laplace.nn.scale import Scale, check_scale, scale_value
 
-Likelihood = Callable[..., Any]
+type Likelihood = Callable[..., Any]
 """A function of the network's output (and of whatever the program is called with after y) that gives y's distribution.
 
 Its first batch axis is the data's, and other batch axes are made event axes. It may hold sample statements of its own.
@@ -124,9 +125,9 @@ class Counts:
             if value is not None and value.shape not in (log_rate.shape, log_rate.shape[:1]):
                 raise InvalidData(f"Counts: {name} has shape {list(value.shape)}, and the rates {list(log_rate.shape)}")
         if offset is not None:
-            log_rate = log_rate + _spread(offset, log_rate)
+            log_rate = log_rate + _with_axes_of(offset, log_rate)
         rate = log_rate.exp()
-        return dist.Poisson(rate if exposure is None else rate * _spread(exposure, rate))
+        return dist.Poisson(rate if exposure is None else rate * _with_axes_of(exposure, rate))
 
 
 def observation(fn: Any, y: Tensor) -> Tensor | None:
@@ -145,12 +146,7 @@ def observation(fn: Any, y: Tensor) -> Tensor | None:
         y = y.squeeze(-1)
     if y.shape != fn.shape():
         return None
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    if isinstance(base, dist.Bernoulli | dist.Poisson) and not y.is_floating_point():
-        y = y.to(base.logits.dtype if isinstance(base, dist.Bernoulli) else base.rate.dtype)
-    return y
+    return Outcome.of(fn).as_data(y)
 
 
 def _per_datum(output: Tensor) -> Tensor:
@@ -158,7 +154,7 @@ def _per_datum(output: Tensor) -> Tensor:
     return output.squeeze(-1) if output.dim() == 2 else output
 
 
-def _spread(per_datum: Tensor, like: Tensor) -> Tensor:
+def _with_axes_of(per_datum: Tensor, like: Tensor) -> Tensor:
     """A tensor [n] with axes of size 1 for those of `like` that follow."""
     return per_datum.reshape(*per_datum.shape, *(1,) * (like.dim() - per_datum.dim())).to(
         torch.promote_types(per_datum.dtype, like.dtype)

@@ -14,17 +14,10 @@ from torch import Tensor
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import as_data
 from pyro_laplace.draws.draws import PosteriorDraws, draws_of
-from pyro_laplace.draws.over_draws import View, base_of
+from pyro_laplace.draws.over_draws import View
+from pyro_laplace.likelihood.outcome import Outcome
 from pyro_laplace.linearized.choose import predictive_models
-
-LEVEL = 0.9
-"""Nominal coverage of the predictive intervals."""
-
-BAD_K = 0.7
-"""Pareto k above which a datum's leave-one-out density is not reliable."""
-
-FEWEST_DRAWS = 30
-"""Draws below which there is no tail to fit a Pareto distribution to."""
+from pyro_laplace.settings import settings
 
 
 def compare(
@@ -90,7 +83,7 @@ def _leave_one_out(view: View, draws: PosteriorDraws) -> dict[str, float]:
 
     columns = ("elpd_loo", "elpd_se", "pareto_k_max", "pareto_k_bad")
     pointwise = _pointwise(view, draws)
-    if len(pointwise.unique(dim=0)) < FEWEST_DRAWS:  # an ensemble repeats its points
+    if len(pointwise.unique(dim=0)) < settings.fewest_draws:  # an ensemble repeats its points
         return dict.fromkeys(columns, math.nan)
     log_lik = draws.by_chain(pointwise).double().cpu().numpy()
     posterior = {name: draws.by_chain(value).cpu().numpy() for name, value in view.latents(draws.values).items()}
@@ -101,7 +94,7 @@ def _leave_one_out(view: View, draws: PosteriorDraws) -> dict[str, float]:
         tree = from_dict({"posterior": posterior, "log_likelihood": {"log_lik": log_lik}})
         result: Any = loo(tree, pointwise=True, reff=1.0 if draws.independent else _relative_efficiency(tree))
     k = result.pareto_k.values
-    values = (result.elpd, result.se, np.fmax.reduce(k, axis=None), (~(k <= BAD_K)).mean())
+    values = (result.elpd, result.se, np.fmax.reduce(k, axis=None), (~(k <= settings.bad_k)).mean())
     return dict(zip(columns, map(float, values), strict=True))
 
 
@@ -120,16 +113,16 @@ def _held_out(view: View, draws: PosteriorDraws, num_samples: int) -> dict[str, 
     for name, observed in view.observed.items():
         of = f" ({name})" if len(view.observed) > 1 else ""
         kept = view.counted[name].reshape(-1)
-        base = base_of(view.run.observed[name].fn)
-        if isinstance(base, _CLASSES):
-            hits = _hits(base, expected[name], observed)
+        outcome = Outcome.of(view.run.observed[name].fn)
+        if outcome.is_class:
+            hits = outcome.hits(expected[name], observed)
             scores[f"accuracy{of}"] = float(hits.reshape(len(kept), -1)[kept].double().mean())
             continue
         truth = observed.reshape(len(kept), -1)[kept].double()
         drawn = replicated[name].reshape(len(replicated[name]), len(kept), -1)[:, kept].double()
         mean = expected[name].reshape(len(kept), -1)[kept].double() if name in expected else drawn.mean(0)
         scores[f"rmse{of}"] = float((mean - truth).square().mean().sqrt())
-        scores[f"coverage_90{of}"] = _coverage(drawn, truth)
+        scores[f"coverage_90{of}"] = _share_within(drawn, truth)
     return scores
 
 
@@ -145,25 +138,9 @@ def _pointwise(view: View, draws: PosteriorDraws) -> Tensor:
     return torch.cat([value[:, counted[name]] for name, value in log_lik.items()], 1)
 
 
-_CLASSES = (
-    torch.distributions.Categorical,
-    torch.distributions.Bernoulli,
-    torch.distributions.OneHotCategorical,
-)
-
-
-def _hits(base: Any, probs: Tensor, observed: Tensor) -> Tensor:
-    """Whether the most probable class is the observed one."""
-    if isinstance(base, torch.distributions.Bernoulli):
-        return (probs > 0.5) == (observed > 0.5)
-    if isinstance(base, torch.distributions.OneHotCategorical):
-        return probs.argmax(-1) == observed.argmax(-1)
-    return probs.argmax(-1) == observed
-
-
-def _coverage(drawn: Tensor, truth: Tensor) -> float:
+def _share_within(drawn: Tensor, truth: Tensor) -> float:
     """Share of values [data, ...] within the central interval of their draws [draws, data, ...]."""
-    tail = (1 - LEVEL) / 2
+    tail = (1 - settings.coverage_level) / 2
     lower, upper = np.quantile(drawn.cpu().numpy(), [tail, 1 - tail], axis=0)
     inside = (lower <= truth.cpu().numpy()) & (truth.cpu().numpy() <= upper)
     return float(inside.mean())

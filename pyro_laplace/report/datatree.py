@@ -89,7 +89,7 @@ def to_datatree(
     groups["constant_data"] = view.constant
     groups = {group: values for group, values in groups.items() if values}
     return from_dict(
-        {group: {name: _numpy(value) for name, value in values.items()} for group, values in groups.items()},
+        {group: {name: _as_numpy(value) for name, value in values.items()} for group, values in groups.items()},
         dims=view.dims,
         coords=dict(coords or {}),
         attrs=_attributes(posterior, predictive, draws, groups),
@@ -122,7 +122,7 @@ def _prior_groups(model: Any, view: View, data: Data, num_samples: int) -> dict[
         return {}
 
 
-def _numpy(value: Tensor) -> np.ndarray:
+def _as_numpy(value: Tensor) -> np.ndarray:
     return value.detach().cpu().numpy()
 
 

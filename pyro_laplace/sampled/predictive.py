@@ -20,14 +20,13 @@ from pyro_laplace._compat.pyro import RandomState, site_is_subsample, undisturbe
 from pyro_laplace._errors import InvalidOption, LaplaceWarning, UnsupportedProgram
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.draws.vectorize import Widest, over_rows, row_by_row
-from pyro_laplace.linearized.choose import LINEAR
-from pyro_laplace.linearized.mixture import MixturePredictive
-from pyro_laplace.linearized.nonlinearity import bend_of
+from pyro_laplace.linearized.choose import bend_of
 from pyro_laplace.linearized.predictor import LinearizedPredictive
 from pyro_laplace.linearized.program import LinearizedProgram
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.program.module_state import modules_kept
+from pyro_laplace.settings import settings
 
 RETURN = "_RETURN"
 """Pyro's name for what the program returns."""
@@ -71,7 +70,7 @@ class Predictive(pyro.infer.Predictive):
         *,
         chunk_size: int | str | None = "auto",
     ) -> None:
-        if isinstance(model, LinearizedPredictive | MixturePredictive):
+        if isinstance(model, LinearizedPredictive):
             raise InvalidOption(
                 f"model={type(model).__name__}: it predicts by itself, and .sample(num_samples)(x) draws; the program "
                 "to give here is pl.linearize(model, guide)"
@@ -102,7 +101,7 @@ class Predictive(pyro.infer.Predictive):
             draws, sites = self.posterior_samples, self.return_sites
             if self.guide is not None:
                 draws, sites = self._guide_draws(batch), self.return_sites or None
-            form = Form.of(self.model, batch, _first(draws))
+            form = Form.of(self.model, batch, _first_draw(draws))
             shapes = form.select(sites, draws)
             values = self._run("model", form, shapes, batch, draws)
             return {name: values[name].reshape(self.num_samples, *shapes[name]).contiguous() for name in shapes}
@@ -144,7 +143,7 @@ class Predictive(pyro.infer.Predictive):
             bent = bend_of(self.model, guide, Data(batch, one_batch=True))
         except UnsupportedProgram:  # the model is not the one that the guide was fitted to: nothing can be said
             return
-        if bent > LINEAR:
+        if bent > settings.linear:
             warnings.warn(
                 f"the program is not linear within the posterior (nonlinearity {bent:.2g}), and its draws go through "
                 "the nonlinear program, where such a posterior may predict badly. Predict with "
@@ -201,7 +200,7 @@ class Form:
             what was seen.
         """
         state = RandomState()
-        with Widest() as widest, poutine.trace() as tracer, _at(values):
+        with Widest() as widest, poutine.trace() as tracer, _values_given(values):
             result = program(*batch.args, **batch.kwargs)
         sites: Any = prune_subsample_sites(tracer.trace)
         depth = _plate_depth(tracer.trace)
@@ -262,7 +261,7 @@ class _Conditioned(Messenger):
 
 
 @contextmanager
-def _at(values: Mapping[str, Tensor]) -> Iterator[_Conditioned]:
+def _values_given(values: Mapping[str, Tensor]) -> Iterator[_Conditioned]:
     """Sites at their values, and no density computed, as in Pyro's `Predictive`."""
     with _Conditioned(values) as conditioned, poutine.mask(mask=False):
         yield conditioned
@@ -272,7 +271,7 @@ def _values_at(
     program: Callable[..., Any], batch: Batch, values: Mapping[str, Tensor], names: Collection[str]
 ) -> dict[str, Tensor]:
     """The values of the named sites of one run."""
-    with _at(values) as run:
+    with _values_given(values) as run:
         result = program(*batch.args, **batch.kwargs)
     found = {**run.values, RETURN: result}
     missing = [name for name in names if name not in found]
@@ -297,7 +296,7 @@ def _plate_depth(trace: Any) -> int:
     return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
 
 
-def _first(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _first_draw(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value[0] for name, value in draws.items()}
 
 

@@ -12,7 +12,7 @@ import pyro_laplace as pl
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
-from pyro_laplace.linearized.nonlinearity import nonlinearity
+from pyro_laplace.linearized.choose import nonlinearity
 from pyro_laplace.program.program import Program
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -13,7 +13,7 @@ from pyro.nn.module import to_pyro_module_
 from torch import nn
 
 import pyro_laplace as pl
-from pyro_laplace._autodiff import jacobian
+from pyro_laplace.linearized import expansion, predictor, routes
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -53,24 +53,22 @@ def test_functional_covariance_is_that_of_dense_jacobians(structure, subset, num
 
 def test_a_structured_program_makes_no_dense_jacobian(structure, monkeypatch):
     model, guide = fit("categorical", structure)
-    monkeypatch.setattr(jacobian.Linearizer, "_dense", None)
+    monkeypatch.setattr(routes, "_row_by_row", None)
     pl.LinearizedPredictive(model, guide)(X)
 
 
 def test_rows_come_in_chunks(monkeypatch):
-    from pyro_laplace.linearized import covariance as functional
-
     model, guide = fit("categorical")
     expected = pl.LinearizedPredictive(model, guide).latent(X)["y"]
     shapes = []
     push = type(next(iter(guide.precision.blocks))).push
-    monkeypatch.setattr(functional, "ELEMENTS", 2 * 3 * guide.latent_dim)
     monkeypatch.setattr(
         type(next(iter(guide.precision.blocks))),
         "push",
         lambda self, rows: shapes.append(len(rows)) or push(self, rows),
     )
-    found = pl.LinearizedPredictive(model, guide).latent(X)["y"]
+    with pl.settings.using(pass_elements=2 * 3 * guide.latent_dim):
+        found = pl.LinearizedPredictive(model, guide).latent(X)["y"]
     torch.testing.assert_close(found, expected, **CLOSE)
     assert shapes == [2, 2, 2, 1]
 
@@ -241,7 +239,7 @@ def test_logits_that_are_a_product_of_the_program_need_no_backward_pass(monkeypa
 
 
 def test_forward_mode_is_left_out_where_the_graph_tells_the_outputs(monkeypatch):
-    monkeypatch.setattr(jacobian, "push_forward", None)
+    monkeypatch.setattr(expansion, "push_forward", None)
     for name, outputs in (("vector", 2), ("categorical", 3), ("bernoulli", 1), ("poisson", 1)):
         model, guide = fit(name)
         assert pl.LinearizedPredictive(model, guide).latent(X)["y"][0].shape == (7, outputs)
@@ -262,20 +260,19 @@ def test_a_parameter_that_is_no_site_is_no_output():
 
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_draws_come_in_chunks(monkeypatch, differentiable):
-    from pyro_laplace.linearized import predictor as linearized_predictive
-
     model, guide = fit("categorical")
     sample = pl.LinearizedPredictive(model, guide, differentiable=differentiable).sample(32, latent=True)
     pyro.set_rng_seed(0)
     whole = sample(X)["y"]
     counts = []
-    moved = linearized_predictive.moved
-    monkeypatch.setattr(linearized_predictive, "moved", lambda p, d: counts.append(len(d)) or moved(p, d))
-    monkeypatch.setattr(linearized_predictive, "ELEMENTS", 1000)
+    shift = predictor.shift
+    monkeypatch.setattr(predictor, "shift", lambda p, d: counts.append(len(d)) or shift(p, d))
     pyro.set_rng_seed(0)
-    parts = sample(X)["y"]
-    assert sum(counts) == 32
-    assert len(counts) > 1
+    with pl.settings.using(pass_elements=1000):
+        parts = sample(X)["y"]
+    pieces = 7 if differentiable else 1  # rows come by datum then
+    assert sum(counts) == 32 * pieces
+    assert len(counts) > pieces
     assert parts.shape == whole.shape == (32, 7, 3)
     assert parts.isfinite().all()
 

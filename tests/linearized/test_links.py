@@ -7,7 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_laplace.linearized.links import FunctionMixture, laplace_bridge, probit
+from pyro_laplace.likelihood.links import laplace_bridge, probit
+from pyro_laplace.likelihood.mixture import FunctionMixture
 
 pytestmark = pytest.mark.usefixtures("float64")
 

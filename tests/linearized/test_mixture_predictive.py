@@ -16,7 +16,8 @@ from torch.distributions import MixtureSameFamily
 from torch.testing import assert_close
 
 import pyro_laplace as pl
-from pyro_laplace.linearized.mixture import DistributionMixture, MixturePredictive, mix
+from pyro_laplace.likelihood.mixing import mix
+from pyro_laplace.likelihood.mixture import DistributionMixture
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -24,9 +25,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 # --- deep ensembles -------------------------------------------------------------------------------
 
 
-def predictive_of(case, mixture: pl.LaplaceMixture, **options: Any) -> MixturePredictive:
-    parts = [pl.LinearizedPredictive(case.model, component, **options) for component in mixture.components]
-    return MixturePredictive(mixture.weights, parts)
+def predictive_of(case, mixture: pl.LaplaceMixture, **options: Any) -> pl.LinearizedPredictive:
+    return pl.LinearizedPredictive(case.model, mixture, **options)
 
 
 def test_an_ensembles_draws_are_the_modes(param_mode):
@@ -80,17 +80,18 @@ def test_an_ensemble_in_predictive():
 # --- predictives ----------------------------------------------------------------------------------
 
 
-def linear_predictive(*seeds: int) -> tuple[pl.LaplaceMixture, MixturePredictive, torch.Tensor, MixtureSameFamily]:
+def linear_predictive(
+    *seeds: int,
+) -> tuple[pl.LaplaceMixture, pl.LinearizedPredictive, torch.Tensor, MixtureSameFamily]:
     """The predictive of a mixture of linear regressions, inputs, and what it must be."""
     mixture = fit_linear(*seeds)
     x, _ = linear_data(num_obs=6, seed=9)
-    parts = [pl.LinearizedPredictive(linear_model(), component) for component in mixture.components]
     exact = [linear_regression(*linear_data(num_obs=8, seed=seed), 0.7, 1.3) for seed in seeds]
     mean = torch.stack([x @ each.mean for each in exact], -1)
     std = torch.stack([((x @ each.cov * x).sum(-1) + 0.7**2).sqrt() for each in exact], -1)
     weights = torch.distributions.Categorical(mixture.weights.expand(6, -1))
     expected = MixtureSameFamily(weights, torch.distributions.Normal(mean, std))
-    return mixture, MixturePredictive(mixture.weights, parts), x, expected
+    return mixture, pl.LinearizedPredictive(linear_model(), mixture), x, expected
 
 
 def test_the_predictive_of_normal_data_is_a_mixture_of_normals():
@@ -175,8 +176,7 @@ def test_decomposition_sees_through_to_event():
     y = (torch.randn(5, 3) > 0).double()
     values = [torch.randn(2, 3) for _ in range(2)]
     points = pl.LaplaceMixture.of_modes(model, (x, y), [{"w": w} for w in values])
-    parts = [pl.LinearizedPredictive(model, component, num_samples=2) for component in points.components]
-    predictive = MixturePredictive(points.weights, parts)
+    predictive = pl.LinearizedPredictive(model, points, num_samples=2)
     probs = torch.stack([(x @ w).sigmoid() for w in values])
     total = torch.distributions.Bernoulli(probs.mean(0)).entropy()
     assert_close(predictive.decompose(x)["y"].total, total, rtol=1e-10, atol=1e-10)
@@ -188,9 +188,7 @@ def test_gradients_reach_the_inputs_of_a_mixture():
     mixture = fit_linear(0, 1)
     x, _ = linear_data(num_obs=4, seed=9)
     x.requires_grad_()
-    options: Any = {"differentiable": True}
-    parts = [pl.LinearizedPredictive(linear_model(), component, **options) for component in mixture.components]
-    found = MixturePredictive(mixture.weights, parts)(x)["y"]
+    found = pl.LinearizedPredictive(linear_model(), mixture, differentiable=True)(x)["y"]
     (gradient,) = torch.autograd.grad(found.mean.sum(), x, retain_graph=True)
     assert_close(gradient, torch_mixture(mixture).mean.expand(4, -1), rtol=1e-8, atol=1e-8)
     assert torch.autograd.grad(found.variance.sum(), x)[0].isfinite().all()
@@ -253,7 +251,7 @@ def test_evidence_weighting_beats_single_modes_on_held_out_data():
         mixture = pl.fit_laplace(network, (x, y), given, on_not_a_mode="ignore")
         parts = [pl.LinearizedPredictive(network, component) for component in mixture.components]
         single = torch.stack([part(test_x)["y"].log_prob(test_y).mean() for part in parts])
-        mixed = MixturePredictive(mixture.weights, parts)(test_x)["y"].log_prob(test_y).mean()
+        mixed = pl.LinearizedPredictive(network, mixture)(test_x)["y"].log_prob(test_y).mean()
         gains.append(float(mixed - single.mean()))
     assert sum(gains) / len(gains) > 0.1
     assert min(gains) > -0.1

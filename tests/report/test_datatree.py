@@ -20,7 +20,7 @@ import pyro_laplace as pl
 from pyro_laplace.data import as_data
 from pyro_laplace.draws.draws import draws_of
 from pyro_laplace.linearized import choose as auto
-from pyro_laplace.linearized.nonlinearity import nonlinearity
+from pyro_laplace.linearized.choose import nonlinearity
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ _LEAF = "torch::autograd::AccumulateGrad"
 
 
 @dataclass(frozen=True, eq=False)
-class LastLayer:
+class GraphLayer:
     """Logits ``a W' + b``.
 
     Attributes:
@@ -40,7 +40,7 @@ class LastLayer:
         return self.weight, self.bias, self.transposed, self.inputs.shape[1]
 
 
-def last_layer(logits: Tensor, leaves: Mapping[str, Tensor]) -> LastLayer | None:
+def graph_layer(logits: Tensor, leaves: Mapping[str, Tensor]) -> GraphLayer | None:
     """The layer that logits are the output of.
 
     Args:
@@ -50,7 +50,7 @@ def last_layer(logits: Tensor, leaves: Mapping[str, Tensor]) -> LastLayer | None
     Returns:
         the layer; None if the logits are anything else, or what it multiplies depends on one of the leaves.
     """
-    found = _product(logits.grad_fn) if logits.dim() == 2 and logits.grad_fn is not None else None
+    found = _as_matmul(logits.grad_fn) if logits.dim() == 2 and logits.grad_fn is not None else None
     if found is None:
         return None
     names = {id(leaf): name for name, leaf in leaves.items()}
@@ -62,11 +62,11 @@ def last_layer(logits: Tensor, leaves: Mapping[str, Tensor]) -> LastLayer | None
     bias = _site(found.bias, names)
     if found.bias is not None and (bias is None or leaves[bias].numel() != classes or n == classes):
         return None  # with as many data as classes, the graph does not tell along which axis b lies
-    return LastLayer(found.inputs.detach(), weight, bias, transposed)
+    return GraphLayer(found.inputs.detach(), weight, bias, transposed)
 
 
 @dataclass(frozen=True, eq=False)
-class _Product:
+class _Matmul:
     """``a @ w + b`` as nodes of the graph, None for what needs no gradient, with the value of a and the shape of w."""
 
     activation: Any
@@ -76,14 +76,14 @@ class _Product:
     shape: tuple[int, ...]
 
 
-def _product(node: Any) -> _Product | None:
+def _as_matmul(node: Any) -> _Matmul | None:
     """What ``a @ w + b``, ``a @ w`` and `addmm` have left in the graph; None of any other operation."""
     before = [each for each, _ in node.next_functions]
     if node.name() == "AddmmBackward0":
         bias, activation, matrix = before
         if matrix is None or node._saved_alpha != 1 or node._saved_beta != 1:
             return None
-        return _Product(activation, matrix, bias, node._saved_mat1, tuple(node._saved_mat2_sym_sizes))
+        return _Matmul(activation, matrix, bias, node._saved_mat1, tuple(node._saved_mat2_sym_sizes))
     bias = None
     if node.name() == "AddBackward0" and node._saved_alpha == 1:
         first = 0 if before[0] is not None and before[0].name() == "MmBackward0" else 1
@@ -91,7 +91,7 @@ def _product(node: Any) -> _Product | None:
     if node is None or node.name() != "MmBackward0" or node.next_functions[1][0] is None:
         return None
     (activation, _), (matrix, _) = node.next_functions
-    return _Product(activation, matrix, bias, node._saved_self, tuple(node._saved_mat2_sym_sizes))
+    return _Matmul(activation, matrix, bias, node._saved_self, tuple(node._saved_mat2_sym_sizes))
 
 
 def _site(node: Any, names: Mapping[int, str]) -> str | None:
@@ -119,7 +119,7 @@ def _reaches(node: Any, names: Mapping[int, str]) -> bool:
     return False
 
 
-def layer_index(layer: LastLayer, classes: int, places: Mapping[str, slice]) -> Tensor:
+def layer_index(layer: GraphLayer, classes: int, places: Mapping[str, slice]) -> Tensor:
     """Coordinates in theta of the rows ``(W, b)`` [o, i], the bias last.
 
     Args:

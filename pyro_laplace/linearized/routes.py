@@ -1,0 +1,356 @@
+"""How rows of the Jacobian are had: read off the graph of a layer, from captured pairs, or row by row.
+
+A route is chosen by what a run of the program shows, and never changes; each call gives the route to begin the next one
+with, which is the same as long as the program has the same structure. What was found out once is known to it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._autodiff import puller
+from pyro_laplace._compat.pyro import RandomState
+from pyro_laplace.capture.run import CapturedRun
+from pyro_laplace.curvature.root import Root, SiteRoot
+from pyro_laplace.likelihood import Likelihood, require_likelihood
+from pyro_laplace.linearized.covariance import Spread
+from pyro_laplace.linearized.expansion import Expansion, some_data
+from pyro_laplace.linearized.graph_layer import GraphLayer, graph_layer, layer_index
+from pyro_laplace.linearized.jacobian import Linearized, columns
+from pyro_laplace.linearized.logits import predictor, written_logits
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.run import Site
+from pyro_laplace.reading.factors import Factored, factor
+from pyro_laplace.reading.gradients import Gradients, dense_rows, pull_each
+from pyro_laplace.reading.records import Product
+from pyro_laplace.settings import settings
+
+type LayerKey = tuple[str, tuple[str, str | None, bool, int], int, torch.dtype]
+"""A site, the layout of the layer that gives its logits, their number and dtype."""
+
+type CaptureKey = tuple[str, int, tuple[Any, ...]]
+"""A site, its number of outputs, and the operations that they come from."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerColumns:
+    """Where the Jacobian of logits that are a layer's output has its columns.
+
+    Attributes:
+        kept: the logits that depend on random sites.
+        basis: these among all [k, o].
+        one: the input of a bias [1, 1].
+        spread: gives the covariance.
+    """
+
+    kept: Tensor
+    basis: Tensor
+    one: Tensor
+    spread: Spread
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedColumns:
+    """What is known of a site whose rows were verified to be its data's own.
+
+    Attributes:
+        kept: the outputs that depend on random sites.
+        spread: gives the covariance of products as the first run had them.
+    """
+
+    kept: Tensor
+    spread: Spread
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What was found out of a program's structures on the runs so far, for the routes to come.
+
+    Attributes:
+        layers: by layer.
+        captured: by structure.
+    """
+
+    layers: Mapping[LayerKey, LayerColumns] = field(default_factory=dict)
+    captured: Mapping[CaptureKey, CapturedColumns] = field(default_factory=dict)
+
+
+class Route(ABC):
+    """How rows of the Jacobian are had."""
+
+    @abstractmethod
+    def at(self, chunk: Chunk) -> "Step":
+        """The observed sites at given inputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a call gives.
+
+    Attributes:
+        route: that the next call begins with.
+        sites: the observed sites.
+    """
+
+    route: Route
+    sites: Mapping[str, Linearized]
+
+
+def first_route(expansion: Expansion, differentiable: bool) -> Route:
+    """The route that is likely, before any run.
+
+    Args:
+        expansion: what is linearised.
+        differentiable: whether the results keep the graph that leads to the inputs.
+
+    Returns:
+        the route.
+    """
+    if differentiable:
+        return FirstRoute(expansion, RowRoute(expansion))
+    return FirstRoute(expansion, (LayerRoute if expansion.holds_sites else CapturedRoute)(expansion, Known()))
+
+
+@dataclass(frozen=True, eq=False)
+class FirstRoute(Route):
+    """The first call, which also shows whether the predictor is another one at each call: random numbers are drawn."""
+
+    expansion: Expansion
+    likely: Route
+
+    def at(self, chunk: Chunk) -> Step:
+        """By the likely route."""
+        state = RandomState()
+        step = self.likely.at(chunk)
+        if not state.is_current():
+            try:
+                self.expansion.refuse_randomness(chunk)
+            finally:
+                state.restore()
+        return step
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRoute(Route):
+    """Logits are a layer's output: seen on each run anew, which nothing has to watch."""
+
+    expansion: Expansion
+    known: Known
+
+    def at(self, chunk: Chunk) -> Step:
+        """By the layers; by a captured run where the program is something else at these inputs."""
+        step = _by_layers(self.expansion, self.known, self.expansion.graph_run(chunk))
+        return step or CapturedRoute(self.expansion, self.known).at(chunk)
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedRoute(Route):
+    """Pairs of inputs and output gradients of what consumes random sites; each structure is verified once."""
+
+    expansion: Expansion
+    known: Known
+
+    def at(self, chunk: Chunk) -> Step:
+        """From the pairs; by a layer where the run shows that it would have done, row by row where there are none."""
+        run = self.expansion.captured_run(chunk)
+        if (step := _by_layers(self.expansion, self.known, run)) is not None:
+            return step
+        captured, sites = dict(self.known.captured), {}
+        for name, site in run.run.observed.items():
+            sites[name] = _of_pairs(self.expansion, run, site, captured)
+        if None in sites.values():
+            plain = self.expansion.sites(chunk)
+            rows = {n: _row_by_row(self.expansion, plain[n], chunk) for n, found in sites.items() if found is None}
+            sites |= rows
+        return Step(CapturedRoute(self.expansion, replace(self.known, captured=captured)), sites)
+
+
+@dataclass(frozen=True, eq=False)
+class RowRoute(Route):
+    """Reverse mode, row by row: whatever the program does, and gradients flow to the inputs."""
+
+    expansion: Expansion
+
+    def at(self, chunk: Chunk) -> Step:
+        """Of each site."""
+        sites = self.expansion.sites(chunk)
+        return Step(self, {name: _row_by_row(self.expansion, site, chunk) for name, site in sites.items()})
+
+
+# --- by layers ------------------------------------------------------------------------------------
+
+
+def _by_layers(expansion: Expansion, known: Known, run: CapturedRun) -> Step | None:
+    """The sites of a run, where its graph shows that the logits of each are a layer's output."""
+    layers, sites = dict(known.layers), {}
+    for name, site in some_data(run.run.observed).items():
+        with torch.enable_grad():
+            likelihood = require_likelihood(name, site.fn)
+            logits = written_logits(likelihood)
+        if logits is None or site.fn.batch_shape != logits.shape[:-1]:
+            return None
+        layer = graph_layer(logits, run.leaves)
+        if layer is None:
+            return None
+        key = name, layer.layout, logits.shape[-1], logits.dtype
+        if key not in layers:
+            layers[key] = _layer_columns(expansion, site, logits, layer, run.chunk)
+        sites[name] = _of_layer(site, likelihood, logits, layer, layers[key])
+    return Step(LayerRoute(expansion, replace(known, layers=layers)), sites)
+
+
+def _layer_columns(expansion: Expansion, site: Site, logits: Tensor, layer: GraphLayer, chunk: Chunk) -> LayerColumns:
+    """What a layer's rows have in common, whatever the inputs."""
+    classes = logits.shape[-1]
+    index = expansion.point.positions[layer_index(layer, classes, expansion.program.layout)]
+    every = torch.arange(classes, device=logits.device)
+    kept = every if expansion.whole_sites else expansion.moved_outputs(site.name, classes, chunk).to(logits.device)
+    spread = Spread.of(expansion.precision, [index], layer.inputs.dtype)
+    return LayerColumns(
+        kept, torch.eye(classes).to(logits.detach())[kept], torch.ones_like(layer.inputs[:1, :1]), spread
+    )
+
+
+def _of_layer(site: Site, likelihood: Likelihood, eta: Tensor, layer: GraphLayer, known: LayerColumns) -> Linearized:
+    inputs = layer.inputs
+    if layer.bias is not None:
+        inputs = torch.cat([inputs, known.one.expand(len(inputs), 1)], 1)
+    gradients = known.basis.unsqueeze(1).expand(len(inputs), -1, -1, -1)  # n k 1 o
+    product = Product(known.spread.indices[0], inputs.unsqueeze(1), gradients, layer.bias is not None)
+    return Linearized(site.fn, likelihood, eta.detach(), known.kept, lambda: iter([[product]]), known.spread)
+
+
+# --- by captured pairs ----------------------------------------------------------------------------
+
+
+def _of_pairs(
+    expansion: Expansion, run: CapturedRun, site: Site, known: dict[CaptureKey, CapturedColumns]
+) -> Linearized | None:
+    """A site by the pairs of a run, noted among what is known; None where the program has no such structure."""
+    with torch.enable_grad():
+        likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
+    if not site.fn.batch_shape or not eta.requires_grad:
+        return None
+    structure = site.name, eta.shape[-1], _operations(eta)
+    before = known.get(structure)
+    kept = _kept_outputs(expansion, run, site, likelihood, eta) if before is None else before.kept
+    unit = torch.eye(eta.shape[-1], dtype=torch.float64, device=eta.device)[:, kept]
+    vectors = unit.expand(*eta.shape[:-1], *unit.shape)
+    root = SiteRoot(lambda other: eta if other is site else predictor(other), vectors)
+    of_chunk = Root(expansion.program, run.chunk, {site.name: root})
+    factored = factor(run, of_chunk, expansion.whole, check=before is None)
+    if factored is None:
+        return None
+    with torch.enable_grad():
+        outputs = eta[..., kept].reshape(len(eta), -1) if len(kept) < eta.shape[-1] else eta.flatten(1)
+    products = list(_products(factored, site.name, eta, outputs, expansion.random_places))
+    if before is None:
+        known[structure] = before = CapturedColumns(kept, _spread_of(expansion, products))
+    spread = before.spread if before.spread.fits(products) else _spread_of(expansion, products)
+    return Linearized(site.fn, likelihood, eta.detach(), kept, lambda: iter([products]), spread)
+
+
+def _spread_of(expansion: Expansion, products: list[Product]) -> Spread:
+    dtype = products[0].inputs.dtype if products else expansion.point.theta.dtype
+    return Spread.of(expansion.precision, [product.index for product in products], dtype)
+
+
+def _operations(tensor: Tensor) -> tuple[Any, ...]:
+    """The graph of a tensor, as names of operations in the order of a walk, and numbers of those met again."""
+    numbers: dict[Any, int] = {}
+    found: list[Any] = []
+    pending: list[Any] = [tensor.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in numbers:
+            found.append(numbers.get(node))
+            continue
+        numbers[node] = len(numbers)
+        found.append(node.name())
+        pending += [each for each, _ in node.next_functions]
+    return tuple(found)
+
+
+def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, places: Tensor) -> Iterator[Product]:
+    """The Jacobian of some outputs [n, k] over the random coordinates, from one backward pass an output."""
+    pulled = _pulled(factored.gradients[name], eta, outputs)
+    for layer in factored.layers:
+        gradients = layer.use.positions(pulled[id(layer.use.output)]).transpose(0, 1)
+        index = places[factored.position[layer.index]]
+        yield Product(index, layer.inputs.detach(), gradients.detach(), layer.has_bias)
+    for scale in factored.scales:
+        rows = scale.rows(pulled[id(scale.output)]).transpose(0, 1)
+        yield columns(places[factored.position[scale.index]], rows.detach())
+    if len(factored.dense_index):
+        rows = dense_rows(factored.run, factored.root, factored.dense_index)[name]
+        yield columns(places[factored.position[factored.dense_index]], rows.to(outputs).detach())
+
+
+def _pulled(gradients: Gradients, eta: Tensor, outputs: Tensor) -> Mapping[int, Tensor]:
+    """The gradients [k, ...] of each output k of a datum in what was captured, by id."""
+    basis = torch.eye(outputs.shape[1]).to(outputs).unsqueeze(1).expand(-1, *outputs.shape)  # k n k
+    own = [end for end in gradients.outputs if end.edge.node is eta.grad_fn and outputs.shape == eta.shape]
+    others = [end for end in gradients.outputs if end not in own]
+    found = {id(end): basis for end in own}
+    if gradients.known and len(gradients.columns) == gradients.count:  # from the check
+        return {**gradients.known, **found}
+    return found | {id(end): g for end, g in zip(others, pull_each(outputs, basis, others), strict=True)}
+
+
+def _kept_outputs(expansion: Expansion, run: CapturedRun, site: Site, likelihood: Likelihood, eta: Tensor) -> Tensor:
+    """The outputs that depend on random sites.
+
+    The run's graph may show them: an output may require a gradient for the sake of a parameter that is no random site,
+    unless it is the only one.
+
+    Returns:
+        their numbers.
+    """
+    count = eta.shape[-1]
+    if expansion.whole_sites:
+        captured = run.capture.outputs() if run.capture is not None else []
+        if count == 1 or any(output.edge.node is eta.grad_fn for output in captured):
+            return torch.arange(count, device=eta.device)  # each entry of an operation has a random site's in it
+        moving = likelihood.moving()
+        if moving is not None and int(moving.sum()) == 1:
+            return moving.nonzero()[:, 0].to(eta.device)
+    return expansion.moved_outputs(site.name, count, run.chunk)
+
+
+# --- row by row -----------------------------------------------------------------------------------
+
+
+def _row_by_row(expansion: Expansion, site: Site, chunk: Chunk) -> Linearized:
+    """By reverse mode; with the graph that leads to the inputs, where gradients are enabled."""
+    likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
+    point = expansion.point
+    kept = expansion.moved_outputs(site.name, eta.shape[-1], chunk)
+    count = site.fn.batch_shape[0] if site.fn.batch_shape else 1
+    index = torch.arange(len(point.index), device=eta.device)
+
+    def outputs(part: Tensor) -> Tensor:
+        theta = point.theta.index_copy(0, point.index, part)
+        return expansion.predictor_at(theta, site.name, chunk)[..., kept].reshape(count, -1)
+
+    def pieces() -> Iterator[list[Product]]:
+        value, pull = puller(outputs, point.free)
+        size = max(1, settings.pass_elements // max(1, 8 * value.shape[1] * len(index)))
+        for start in range(0, count, size):
+            rows = torch.func.vmap(pull)(_identity_rows(value, start, min(start + size, count)))  # nk p
+            yield [columns(index, rows.reshape(-1, value.shape[1], len(index)))]
+
+    mean = eta if torch.is_grad_enabled() else eta.detach()
+    return Linearized(site.fn, likelihood, mean, kept, pieces, expansion.row_spread)
+
+
+def _identity_rows(value: Tensor, start: int, stop: int) -> Tensor:
+    """Rows of the identity over value [n, k] that belong to some data, [rows, n, k]."""
+    n, k = value.shape
+    rows = torch.arange(start * k, stop * k, device=value.device)
+    unit = value.new_zeros(len(rows), n * k)
+    unit[torch.arange(len(rows)), rows] = 1.0
+    return unit.reshape(-1, n, k)
