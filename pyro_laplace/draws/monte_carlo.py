@@ -9,47 +9,66 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, UnsupportedProgram
 from pyro_laplace._typing import Values
-from pyro_laplace.data import Data
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.draws.vectorize import Widest, over_rows
+from pyro_laplace.likelihood.outcome import Outcome
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program, log_lik_of
 from pyro_laplace.program.run import Run
 
+type Read = Callable[[Run, Chunk], Mapping[str, Tensor]]
+"""What is read off a run: name to `[*shape]`."""
 
-def draw_log_lik(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
+
+def draw_log_lik(loop: Loop, draws: Values, progress: bool = False) -> dict[str, Tensor]:
     """Pointwise log likelihood of every draw.
 
     Args:
-        program: the traced program.
+        loop: the program and its data, visited once; batches are joined along the leftmost dim of each site that has
+            one.
         draws: latent site to draws `[draws, *shape]`, constrained.
-        data: the data, visited once; batches are joined along the leftmost dim of each site that has one.
+        progress: whether a pass that lasts shows a progress bar.
 
     Returns:
         observed site name to `[draws, *batch_shape]`.
     """
-    parts = [over_draws(program, draws, chunk, log_lik_of, sample=False) for chunk in program.chunks(data)]
-    return _join_batches(program, data, parts)
+    return _join_batches(loop, _each_chunk(loop, draws, log_lik_of, "log likelihood", progress))
 
 
-def draw_observed(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
+def draw_observed(loop: Loop, draws: Values, progress: bool = False) -> dict[str, Tensor]:
     """One draw of the observed sites per draw of the latent ones, whether or not `data` holds their values.
 
     Args:
-        program: the traced program.
+        loop: the program and its data; observed values in these are not looked at.
         draws: latent site to draws `[draws, *shape]`, constrained.
-        data: the data; observed values in it are not looked at.
+        progress: whether a pass that lasts shows a progress bar.
 
     Returns:
         observed site name to `[draws, *shape]`.
     """
-    parts = [over_draws(program, draws, chunk, _observed, sample=True) for chunk in program.chunks(data)]
-    return _join_batches(program, data, parts)
+    return _join_batches(loop, _each_chunk(loop, draws, _observed, "replicates", progress, sample=True))
 
 
-def draw_deterministic(program: Program, draws: Values, data: Data) -> dict[str, Tensor]:
-    """The `pyro.deterministic` sites at every draw: site name to `[draws, *shape]`, on the first chunk of the data."""
-    chunk = next(program.chunks(data))
-    return over_draws(program, draws, chunk, _deterministic, sample=False)
+def draw_deterministic(loop: Loop, draws: Values, progress: bool = False) -> list[dict[str, Tensor]]:
+    """The `pyro.deterministic` sites at every draw: of each chunk, site name to `[draws, *shape]`."""
+    return _each_chunk(loop, draws, _deterministic, "deterministic sites", progress)
+
+
+def draw_means(loop: Loop, draws: Values, progress: bool = False) -> dict[str, Tensor]:
+    """Mean of each observed site at every draw, or its class probabilities; of those for which there is one."""
+    return _join_batches(loop, _each_chunk(loop, draws, _means, "means", progress))
+
+
+def _each_chunk(
+    loop: Loop, draws: Values, read: Read, what: str, progress: bool, sample: bool = False
+) -> list[dict[str, Tensor]]:
+    chunks = loop.chunks(what, progress)
+    return [over_draws(loop.program, draws, chunk, read, sample, what if progress else None) for chunk in chunks]
+
+
+def _means(run: Run, chunk: Chunk) -> dict[str, Tensor]:
+    means = {name: Outcome.of(site.fn).expected for name, site in run.observed.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _observed(run: Run, chunk: Chunk) -> dict[str, Tensor]:
@@ -64,8 +83,9 @@ def over_draws(
     program: Program,
     draws: Values,
     chunk: Chunk,
-    read: Callable[[Run, Chunk], Mapping[str, Tensor]],
+    read: Read,
     sample: bool,
+    what: str | None = None,
 ) -> dict[str, Tensor]:
     """Read something off a run at every draw: vectorised, or one by one where the program does not vectorise."""
     draws = {name: _draws_of(name, draws, program) for name in program.latents}
@@ -77,7 +97,7 @@ def over_draws(
         with Widest() as widest:
             first = at({name: value[0] for name, value in draws.items()})
         count = len(next(iter(draws.values())))
-        return over_rows(at, draws, count, widest.chunk_size) if first else {}
+        return over_rows(at, draws, count, widest.chunk_size, what=what) if first else {}
 
 
 def _draws_of(name: str, draws: Values, program: Program) -> Tensor:
@@ -87,12 +107,15 @@ def _draws_of(name: str, draws: Values, program: Program) -> Tensor:
     return value.reshape(len(value), *shape)  # Pyro's Predictive pads with singleton plate dims
 
 
-def _join_batches(program: Program, data: Data, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+def _join_batches(loop: Loop, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Batches' results [draws, ...] behind one another along the leftmost batch dim, [draws] beside one another."""
     if len(parts) == 1:
         return parts[0]
+    if loop.cut is not None:  # all have a row a datum
+        return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+    program = loop.program
     with undisturbed(), torch.no_grad():
-        run = program.run(program.start, next(program.chunks(data)))
+        run = program.run(program.start, next(loop.chunks()))
     for name, site in {**run.observed, **run.factors}.items():
         left = [frame.name for frame in sorted(site.frames, key=lambda frame: frame.dim)]
         if len(left) > 1 and left[0] not in {**program.external, **program.own_indices}:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pyro_laplace._compat.pyro import mask_of, undisturbed
 from pyro_laplace._errors import UnsupportedProgram
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data
 from pyro_laplace.draws.arguments import tensor_arguments
 from pyro_laplace.draws.draws import PosteriorDraws
-from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_observed, over_draws
+from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_means, draw_observed
 from pyro_laplace.draws.vectorize import over_rows
-from pyro_laplace.likelihood.outcome import Outcome
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Run, Site
@@ -31,19 +31,22 @@ class View:
     Attributes:
         program: traced on the data.
         data: the data.
+        progress: whether a pass that lasts shows a progress bar.
     """
 
     program: Program
     data: Data
+    progress: bool = False
 
     @staticmethod
-    def of(model: Callable[..., Any], data: Data, draws: PosteriorDraws) -> "View":
+    def of(model: Callable[..., Any], data: Data, draws: PosteriorDraws, progress: bool = False) -> "View":
         """Trace a model on data, at the first of the draws.
 
         Args:
             model: a Pyro program, or what `linearize` makes of one.
             data: the data.
             draws: of the program's latent sites.
+            progress: whether a pass that lasts shows a progress bar.
 
         Returns:
             the view.
@@ -57,7 +60,7 @@ class View:
                 f"the plates {sorted(program.own_indices)} all draw their own subsamples: leave subsample_size out of "
                 "the model for this call"
             )
-        return View(program, data)
+        return View(program, data, progress)
 
     @cached_property
     def dims(self) -> dict[str, list[str]]:
@@ -82,8 +85,7 @@ class View:
 
     def deterministic(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`pyro.deterministic` sites at the draws; those inside a plate that subsamples by itself are left out."""
-        batches = [Data(batch, one_batch=True) for batch in self.data]
-        parts = [draw_deterministic(self.plain, values, batch) for batch in batches]
+        parts = draw_deterministic(self.loop, values, self.progress)
         found = {}
         for name, first in parts[0].items():
             site = self.run.deterministic[name]
@@ -96,11 +98,11 @@ class View:
 
     def log_lik(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Log likelihood of each datum at the draws, `[draws, *batch dims]`."""
-        return self._variables(self._once(draw_log_lik(self.plain, values, self.data), lead=1))
+        return self._variables(self._once(draw_log_lik(self.loop, values, self.progress), lead=1))
 
     def replicated(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Observed sites drawn anew at the draws, `[draws, *dims]`."""
-        return self._variables(self._once(draw_observed(self.plain, values, self.data), lead=1))
+        return self._variables(self._once(draw_observed(self.loop, values, self.progress), lead=1))
 
     def log_joint(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log p(y, theta) [draws], the log-Jacobian included."""
@@ -110,20 +112,20 @@ class View:
         total = torch.zeros((), dtype=torch.float64, device=program.start.device)
         with undisturbed(rng=False), torch.no_grad():
             theta = torch.func.vmap(program.pack)(values)
-            for number, chunk in enumerate(program.chunks(self.data)):
+            for number, chunk in enumerate(Loop(program, self.data).chunks("log joint", self.progress)):
                 prior = 1.0 if number == 0 else 0.0
 
                 def at(row: Tensor, chunk: Chunk = chunk, prior: float = prior) -> dict[str, Tensor]:
                     return {"lp": program.log_joint(row, chunk, prior=prior)}
 
-                total = total + map_rows(at, theta, size)["lp"]
+                total = total + map_rows(at, theta, size, "log joint" if self.progress else None)["lp"]
         return total
 
     @cached_property
     def observed(self) -> dict[str, Tensor]:
         """Values of the observed sites that the data hold."""
         with undisturbed(), torch.no_grad():
-            runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.plain.chunks(self.data)]
+            runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.loop.chunks()]
         given = [name for name, site in runs[0].items() if site.given]
         joined = {name: _behind([run[name].value for run in runs]) for name in given}
         return {name: value[0] for name, value in self._variables(_lifted(self._once(joined, lead=0))).items()}
@@ -150,16 +152,13 @@ class View:
             site name to `[draws, *dims]`; of a `Categorical` its probabilities `[draws, *dims, classes]`. A site whose
             distribution has no closed-form mean is left out.
         """
-        chunks = list(self.plain.chunks(self.data))
-        parts = [over_draws(self.plain, values, chunk, _means, sample=False) for chunk in chunks]
-        joined = {name: _behind([part[name] for part in parts], 1) for name in parts[0]}
-        return self._variables(self._once(joined, lead=1))
+        return self._variables(self._once(draw_means(self.loop, values, self.progress), lead=1))
 
     @cached_property
     def counted(self) -> dict[str, Tensor]:
         """Which data of each observed site the program does not mask, `[*batch dims]`."""
         with undisturbed(), torch.no_grad():
-            runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.plain.chunks(self.data)]
+            runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.loop.chunks()]
         joined = {name: _behind([_unmasked(run[name]) for run in runs]) for name in runs[0]}
         return {name: value[0] for name, value in self._variables(_lifted(self._once(joined, lead=0))).items()}
 
@@ -169,10 +168,15 @@ class View:
         return replace(self.program, external={})
 
     @cached_property
+    def loop(self) -> Loop:
+        """Passes of that program over the data."""
+        return Loop(self.plain, self.data)
+
+    @cached_property
     def run(self) -> Run:
         """The program's sites on the first chunk of the data."""
         with undisturbed(), torch.no_grad():
-            return self.plain.run(self.program.start, next(self.plain.chunks(self.data)))
+            return self.plain.run(self.program.start, next(self.loop.chunks()))
 
     @cached_property
     def _plates(self) -> dict[str, int]:
@@ -233,7 +237,7 @@ class View:
         if not self.program.own_indices:
             return values
         ((plate, _),) = self.program.own_indices.items()
-        fresh = torch.cat([chunk.weights[plate] > 0 for chunk in self.plain.chunks(self.data)]).nonzero()[:, 0]
+        fresh = torch.cat([chunk.weights[plate] > 0 for chunk in self.loop.chunks()]).nonzero()[:, 0]
         run = self.run
         result = {}
         for name, value in values.items():
@@ -248,15 +252,12 @@ class View:
         return result
 
 
-def map_rows(fn: Callable[[Tensor], Mapping[str, Tensor]], rows: Tensor, size: int) -> dict[str, Tensor]:
+def map_rows(
+    fn: Callable[[Tensor], Mapping[str, Tensor]], rows: Tensor, size: int, what: str | None = None
+) -> dict[str, Tensor]:
     """`fn`, which makes about `size` elements of a row, at each row: vectorised where it can be."""
     step = max(1, settings.density_elements // (8 * size + 1))
-    return over_rows(lambda row: fn(row["row"]), {"row": rows}, len(rows), step)
-
-
-def _means(run: Run, chunk: Chunk) -> dict[str, Tensor]:
-    means = {name: Outcome.of(site.fn).expected for name, site in run.observed.items()}
-    return {name: mean for name, mean in means.items() if mean is not None}
+    return over_rows(lambda row: fn(row["row"]), {"row": rows}, len(rows), step, what=what)
 
 
 def _unmasked(site: Site) -> Tensor:

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_laplace._compat.pyro import RandomState
 from pyro_laplace._errors import UnsupportedProgram
+from pyro_laplace._progress import progress_bar
 from pyro_laplace.settings import settings
 
 type At = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
@@ -23,6 +24,7 @@ def over_rows(
     count: int,
     chunk_size: int | None,
     on_loop: Callable[[str], None] | None = None,
+    what: str | None = None,
 ) -> dict[str, Tensor]:
     """`at` of each row; random numbers are drawn anew for each.
 
@@ -32,6 +34,7 @@ def over_rows(
         count: number of rows.
         chunk_size: rows of one vectorised pass; None takes all at once.
         on_loop: told why, before `at` is run row by row.
+        what: what the rows are for, which a progress bar says; None for no bar.
 
     Returns:
         name to `[rows, ...]`. Either way the random numbers follow from the generators' state at the call.
@@ -48,24 +51,23 @@ def over_rows(
     try:
         with pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # it is no user's to mend
-            return _one_by_one(
-                (batched({n: v[chunk] for n, v in rows.items()}, markers[chunk]) for chunk in chunks), count
-            )
+            made = (batched({n: v[chunk] for n, v in rows.items()}, markers[chunk]) for chunk in chunks)
+            return _one_by_one(made, count, what)
     except Exception as error:  # an error of at's own comes again below
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     state.restore()
     if on_loop is not None:
         on_loop(reason)
-    return row_by_row(at, rows, count)
+    return row_by_row(at, rows, count, what)
 
 
-def row_by_row(at: At, rows: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+def row_by_row(at: At, rows: Mapping[str, Tensor], count: int, what: str | None = None) -> dict[str, Tensor]:
     """`over_rows`, one row after the other."""
     results = (at({name: value[i] for name, value in rows.items()}) for i in range(count))
-    return _one_by_one(({name: value[None] for name, value in result.items()} for result in results), count)
+    return _one_by_one(({name: value[None] for name, value in result.items()} for result in results), count, what)
 
 
-def _one_by_one(parts: Iterable[Mapping[str, Tensor]], count: int) -> dict[str, Tensor]:
+def _one_by_one(parts: Iterable[Mapping[str, Tensor]], count: int, what: str | None = None) -> dict[str, Tensor]:
     """Parts `[some rows, ...]` one behind the other, `[count, ...]`.
 
     Each is copied and let go before the next is made. Kept until the end, small results between large intermediate
@@ -74,6 +76,7 @@ def _one_by_one(parts: Iterable[Mapping[str, Tensor]], count: int) -> dict[str, 
     Args:
         parts: name to `[some rows, ...]`, in order.
         count: number of rows of all parts.
+        what: what the rows are for, which a progress bar says; None for no bar.
 
     Returns:
         name to `[count, ...]`.
@@ -83,18 +86,20 @@ def _one_by_one(parts: Iterable[Mapping[str, Tensor]], count: int) -> dict[str, 
     """
     whole: dict[str, Tensor] = {}
     start = 0
-    for part in parts:
-        if not start:
-            whole = {name: value.new_empty((count, *value.shape[1:])) for name, value in part.items()}
-        shapes = {name: value.shape[1:] for name, value in part.items()}
-        if shapes != {name: value.shape[1:] for name, value in whole.items()}:
-            raise UnsupportedProgram(
-                f"the program's sites have the shapes {_as_tuples(shapes)} on one run, and others on the first: "
-                "they must not depend on what is drawn"
-            )
-        for name, value in part.items():
-            whole[name][start : start + len(value)] = value
-        start += len(next(iter(part.values()), ()))
+    with progress_bar(what or "", count, "draw", what is not None) as bar:
+        for part in parts:
+            if not start:
+                whole = {name: value.new_empty((count, *value.shape[1:])) for name, value in part.items()}
+            shapes = {name: value.shape[1:] for name, value in part.items()}
+            if shapes != {name: value.shape[1:] for name, value in whole.items()}:
+                raise UnsupportedProgram(
+                    f"the program's sites have the shapes {_as_tuples(shapes)} on one run, and others on the first: "
+                    "they must not depend on what is drawn"
+                )
+            for name, value in part.items():
+                whole[name][start : start + len(value)] = value
+            start += len(next(iter(part.values()), ()))
+            bar.update(start - bar.n)
     return whole
 
 

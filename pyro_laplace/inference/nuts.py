@@ -13,6 +13,7 @@ from torch.distributions import Transform, biject_to
 from pyro_laplace._compat.pyro import chains_in_turn, undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace._typing import Theta
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.inference.mass import LaplaceMass
 from pyro_laplace.inference.potential import Potential
@@ -20,7 +21,6 @@ from pyro_laplace.mode.descent import descend
 from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.posterior.guide import AutoLaplace
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import Latent
 from pyro_laplace.settings import settings
@@ -89,7 +89,7 @@ def fit_nuts(
         if precondition is not None:
             _check_sites(precondition, program)
         mass = None if precondition is None else LaplaceMass(precondition, program)
-        potential = Potential(program, tuple(program.chunks(data)))
+        potential = Potential(program, tuple(Loop(program, data).chunks()))
         starts = _starts(program, data, potential, num_chains, precondition, initial is not None)
         kernel = NUTS(
             potential_fn=potential,

@@ -14,6 +14,7 @@ from pyro.infer.autoguide.utils import deep_setattr
 
 from pyro_laplace._compat.pyro import name_apart, undisturbed
 from pyro_laplace._typing import Theta
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.mode.collapse import Collapse, refuse_collapse
 from pyro_laplace.mode.descent import descend
@@ -22,7 +23,6 @@ from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.starts import log_mass, search
 from pyro_laplace.mode.training import check_num_steps, train
 from pyro_laplace.program.chunks import Chunk
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.start import init_to_start
 from pyro_laplace.settings import settings
@@ -73,9 +73,10 @@ def fit_map(
     guide = AutoDelta(seen, init_loc_fn=init_to_start)
     name_apart(guide)
     held, trained = params_of(program, data)
+    loop = Loop(program, data)
     small = program.num_params <= settings.small
     try:
-        if not (small and optim is None and not trained and _searched(program, guide, data)):
+        if not (small and optim is None and not trained and _searched(loop, guide)):
             train(
                 program,
                 guide,
@@ -88,7 +89,7 @@ def fit_map(
                 progress=progress,
                 description="MAP",
             )
-            _settle(program, guide, data)
+            _settle(loop, guide)
     except BaseException:
         discard_params(guide)
         raise
@@ -121,18 +122,18 @@ def params_of(program: Program, data: Data) -> tuple[frozenset[str], frozenset[s
     return held, frozenset(params) - held
 
 
-def _objective(program: Program, data: Data, theta: Theta) -> Objective:
+def _objective(loop: Loop, theta: Theta) -> Objective:
     """Minus the log joint density of the constrained values, over all of theta."""
-    return Objective(Loop(program, data), False, theta, torch.arange(len(theta), device=theta.device))
+    return Objective(loop, False, theta, torch.arange(len(theta), device=theta.device))
 
 
-def _searched(program: Program, guide: AutoDelta, data: Data) -> bool:
+def _searched(loop: Loop, guide: AutoDelta) -> bool:
     """Move the guide of a small program to the mode by Newton's method alone; whether that reached one."""
-    batch = data.first()
+    program, batch = loop.program, loop.data.first()
     guide(*batch.args, **batch.kwargs)  # makes the params of guide and model, which cannot be made under torch.func
-    objective = _objective(program, data, program.start)
+    objective = _objective(loop, program.start)
     try:
-        found = search(objective, data, minimise)
+        found = search(objective, minimise)
         if not found.settled:  # the density of theta may yet show why
             objective = replace(objective, jacobian=True)
             minimise(objective)
@@ -144,14 +145,14 @@ def _searched(program: Program, guide: AutoDelta, data: Data) -> bool:
     return True
 
 
-def _settle(program: Program, guide: AutoDelta, data: Data) -> None:
+def _settle(loop: Loop, guide: AutoDelta) -> None:
     """Move the guide of a small program to the mode of the constrained density; see that a large one has a mode."""
-    batch = data.first()
+    program, batch = loop.program, loop.data.first()
     theta = program.pack({k: v for k, v in guide.median(*batch.args, **batch.kwargs).items() if k in program.latents})
-    start = _objective(program, data, program.start.to(theta))
+    start = _objective(loop, program.start.to(theta))
     try:
         if len(theta) <= settings.small:
-            objective = _objective(program, data, theta)
+            objective = _objective(loop, theta)
             theta = objective.embed(minimise(objective).part)
         # from the very start: training may have left a scale so small that the search did not see it fall
         refuse_collapse(start, theta.double())

@@ -11,8 +11,8 @@ from pyro_laplace._autodiff import hessian
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Matrix, Scalar, Theta
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.program.chunks import Chunk
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._typing import Theta
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data
 from pyro_laplace.mode.collapse import Collapse
 from pyro_laplace.mode.objective import Objective
@@ -52,14 +53,13 @@ type Search = Callable[[Objective, int], Reached]
 """From the objective's own theta to its minimum, in at most so many steps."""
 
 
-def search(objective: Objective, data: Data, by: Search) -> Found:
+def search(objective: Objective, by: Search) -> Found:
     """The mode that `objective` reaches from its own theta, or one with more mass that other starts lead to.
 
     Where the first search reaches a mode, another one is left for only if it has e^5 times its mass.
 
     Args:
         objective: minus the log joint, over all of theta.
-        data: what further starts are chosen by.
         by: one search.
 
     Returns:
@@ -69,9 +69,9 @@ def search(objective: Objective, data: Data, by: Search) -> Found:
         Collapse: if a scale collapses to zero from the objective's own theta.
     """
     best = _search_from(objective, objective.theta, by, settings.first_search_steps)
-    if not data.one_batch:
+    if not objective.loop.data.one_batch:
         return best
-    for start in other_starts(objective.program, data, objective.theta):
+    for start in other_starts(objective.loop, objective.theta):
         try:
             other = _search_from(objective, start, by, settings.other_search_steps)
         except Collapse:
@@ -108,24 +108,23 @@ def log_mass(objective: Objective, part: Theta) -> float:
     return -float(height) + 0.5 * len(part) * math.log(2 * math.pi) - 0.5 * log_det
 
 
-def other_starts(program: Program, data: Data, theta: Theta) -> Iterator[Theta]:
+def other_starts(loop: Loop, theta: Theta) -> Iterator[Theta]:
     """Points on the way from theta to draws from the prior: at each distance the one that makes the data likeliest.
 
     The random state stays as it is.
 
     Args:
-        program: the traced program.
-        data: one batch.
+        loop: the traced program and its data, one batch.
         theta: its own start.
 
     Yields:
         theta, unconstrained.
     """
     with undisturbed(), torch.no_grad():
-        draws = [_draw_prior(program, data, theta) for _ in range(settings.search_draws)]
+        draws = [_draw_prior(loop.program, loop.data, theta) for _ in range(settings.search_draws)]
     for share in _SHARES:
         with undisturbed(), torch.no_grad():
-            log_lik = [_log_lik_at(program, data, theta + share * (draw - theta)) for draw in draws]
+            log_lik = [_log_lik_at(loop, theta + share * (draw - theta)) for draw in draws]
         best = log_lik.index(max(log_lik))
         if log_lik[best] > -math.inf:
             yield theta + share * (draws.pop(best) - theta)
@@ -149,10 +148,10 @@ def _draw_prior(program: Program, data: Data, theta: Theta) -> Theta:
     return torch.where(drawn.isfinite(), drawn, theta)
 
 
-def _log_lik_at(program: Program, data: Data, theta: Theta) -> float:
+def _log_lik_at(loop: Loop, theta: Theta) -> float:
     """Log likelihood of all data; minus infinity where it cannot be computed."""
     try:
-        total = sum(float(program.log_joint(theta, chunk, prior=0.0)) for chunk in program.chunks(data))
+        total = sum(float(loop.program.log_joint(theta, chunk, prior=0.0)) for chunk in loop.chunks())
     except LinAlgError:
         return -math.inf
     return total if math.isfinite(total) else -math.inf

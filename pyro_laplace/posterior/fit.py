@@ -14,6 +14,7 @@ from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace._typing import Theta
 from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
@@ -28,7 +29,6 @@ from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
 from pyro_laplace.posterior.mode_check import judge, report
 from pyro_laplace.posterior.subset import Subnetwork, Subset, select
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import coordinates_of
 from pyro_laplace.reading.prior import Prior

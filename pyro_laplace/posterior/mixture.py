@@ -17,6 +17,7 @@ from torch.distributions import biject_to
 from pyro_laplace._compat.pyro import auxiliary_name, prototype_frames, share_params, stripped_trace, undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace._typing import Theta
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.mode import Mode
@@ -25,7 +26,7 @@ from pyro_laplace.posterior.mixture_density import POINT, MixtureDensity
 from pyro_laplace.posterior.subset import Subnetwork, Subset
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import Latent
-from pyro_laplace.structure.diag_block import DiagBlock
+from pyro_laplace.structure.diag import DiagBlock
 from pyro_laplace.structure.precision import Precision
 
 WEIGHTS = ("evidence", "equal")
@@ -279,7 +280,7 @@ def _point(model: Callable[..., Any], data: Data, map_guide: Any) -> AutoLaplace
     with undisturbed(), torch.no_grad():
         program = Program.trace(model, data, values_given(map_guide, data))
         theta = program.start
-        chunks = list(program.chunks(data))
+        chunks = list(Loop(program, data).chunks())
         log_lik = sum(float(program.log_joint(theta, chunk, prior=0.0)) for chunk in chunks)
         log_joint = log_lik + float(program.log_prior(theta, chunks[0], jacobian=False))
         everything = torch.arange(len(theta), device=theta.device)

@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.settings import settings
 
 POINT = "point"
 """The structure of a component without covariance."""
-
-_HALVINGS = 64
-"""Bisections after which an interval is 2**-64 of what it was, below the resolution of float64."""
 
 
 class MixtureDensity(TorchDistribution):
@@ -127,7 +125,7 @@ class MixtureDensity(TorchDistribution):
         z = torch.special.ndtri(levels)[:, None, None]  # levels k p
         ends = modes + torch.where(std > 0, std * z, 0.0)
         low, high = ends.amin(1), ends.amax(1)
-        for _ in range(_HALVINGS):
+        for _ in range(settings.bisections):
             middle = (low + high) / 2
             if bool(((middle == low) | (middle == high) | middle.isnan()).all()):
                 break

@@ -7,11 +7,11 @@ import torch
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, UnsupportedProgram, check_option
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mode_check import judge, report
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.settings import settings

@@ -28,6 +28,7 @@ def compare(
     *,
     num_samples: int = 1000,
     linearized: bool | str = "auto",
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Put posteriors of one program side by side, by what they predict.
 
@@ -42,6 +43,7 @@ def compare(
         test_data: held-out data of the same kind, observed values included. None leaves out the columns about them.
         num_samples: draws from each guide; an `MCMC` and a mapping keep theirs.
         linearized: as in `to_datatree`; True or False give each `AutoLaplace` one row.
+        progress: whether a pass that lasts shows a progress bar.
 
     Returns:
         One row a posterior, in the order given. Columns, densities in nats:
@@ -69,9 +71,9 @@ def compare(
     for name, posterior in posteriors.items():
         draws = draws_of(posterior, data, num_samples)
         for row, program in predictive_models(name, model, posterior, data, linearized).items():
-            rows[row] = _leave_one_out(View.of(program, data, draws), draws)
+            rows[row] = _leave_one_out(View.of(program, data, draws, progress), draws)
             if test_data is not None:
-                rows[row] |= _held_out(View.of(program, test_data, draws), draws, num_samples)
+                rows[row] |= _held_out(View.of(program, test_data, draws, progress), draws, num_samples)
             rows[row]["seconds"] = float(getattr(posterior, "fit_seconds", math.nan))
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "posterior"

@@ -34,6 +34,7 @@ def to_datatree(
     linearized: bool | str = "auto",
     num_prior_samples: int = 500,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    progress: bool = True,
 ) -> DataTree:
     """Everything that ArviZ wants to know of a posterior.
 
@@ -60,6 +61,7 @@ def to_datatree(
         num_prior_samples: draws of `prior` and `prior_predictive`; 0 leaves the groups out, and so does an improper
             prior, which has no draws.
         coords: labels of dims, as in ``arviz_base.from_dict``.
+        progress: whether a pass that lasts shows a progress bar.
 
     Returns:
         the tree. Its root's attributes name the library, the posterior, its structure and curvature, and whether
@@ -73,7 +75,7 @@ def to_datatree(
     data = as_data(data)
     draws = draws_of(posterior, data, num_samples)
     predictive = predictive_model(model, posterior, data, linearized)
-    view = View.of(predictive, data, draws)
+    view = View.of(predictive, data, draws, progress)
     groups = {
         "posterior": {**view.latents(draws.values), **view.deterministic(draws.values)},
         "log_likelihood": view.log_lik(draws.values),
@@ -101,8 +103,8 @@ def _prior_groups(model: Any, view: View, data: Data, num_samples: int) -> dict[
     if view.run.other_priors:
         return {}
     if isinstance(model, LinearizedProgram):
-        view = View(replace(view.program, model=model.model), data)
-    program, chunk = view.plain, next(view.plain.chunks(data))
+        view = View(replace(view.program, model=model.model), data, view.progress)
+    program, chunk = view.plain, next(view.loop.chunks())
 
     def draw(_: Tensor) -> dict[str, Tensor]:
         recorder = Recorder({}, frozenset(program.observed), fill=lambda msg: msg["fn"].sample(), indices=chunk.indices)
@@ -110,7 +112,7 @@ def _prior_groups(model: Any, view: View, data: Data, num_samples: int) -> dict[
 
     try:
         with undisturbed(rng=False), torch.no_grad():
-            prior = map_rows(draw, torch.arange(num_samples), program.num_params)
+            prior = map_rows(draw, torch.arange(num_samples), program.num_params, "prior" if view.progress else None)
         return {
             "prior": {name: value[None] for name, value in view.latents(prior).items()},
             "prior_predictive": {name: value[None] for name, value in view.replicated(prior).items()},

@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace._typing import State, Terms
 from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Curvature
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.reading.prior import Prior, prior_of
 from pyro_laplace.reading.read import columns_of, exact_terms
 from pyro_laplace.settings import settings
@@ -24,17 +25,20 @@ from pyro_laplace.structure.likelihood_sum import LikelihoodSum
 from pyro_laplace.structure.low_rank import LowRankSum
 from pyro_laplace.structure.options import Kron, LowRank, Structure, group_sites
 from pyro_laplace.structure.statistics import TermStatistics, statistics_of
-from pyro_laplace.structure.sum import Sum
+from pyro_laplace.structure.sum import Sum, SumOverData
 
 STRUCTURES: dict[Any, type[Sum]] = {
     "full": Full,
-    "block": Grouped,
+    "block": Full,
     "kron": KronSum,
     Kron: KronSum,
     "diag": DiagSum,
     LowRank: LowRankSum,
 }
-"""What `structure=` may be, by its name or the type of its options: another structure is one more line."""
+"""What `structure=` may be, by its name or the type of its options: another structure is one more line.
+
+A "block" is a full sum of each site by itself.
+"""
 
 
 def check_structure(structure: object) -> None:
@@ -117,11 +121,11 @@ def sum_over_data(
     """
     check_combination(structure, curvature)
     program, seen = loop.program, first
-    sums: dict[Terms, Sum] = {}
+    sums: dict[Terms, SumOverData] = {}
     statistics: dict[str, TermStatistics] = {}
     gradient = torch.zeros(anchor.size, dtype=torch.float64, device=anchor.theta.device)
     verdicts: dict[tuple[str, frozenset[str]], bool] = {}
-    form = {"direct": _all(structure, "takes_direct") and not isinstance(structure, Mapping)}
+    alone = _parts(structure, anchor) is None
     elements = settings.streamed_elements if _all(structure, "streams") else settings.together_elements
     while True:
         again = bool(statistics)
@@ -138,7 +142,9 @@ def sum_over_data(
                     rooted: list[Terms] = [] if root is None else [(name,) for name in root.sites]
                     for terms in [*rooted, *([exact] if exact or not rooted else [])]:
                         sums[terms] = _plan(structure, anchor, prior, exact if terms == exact else (), double)
-                for terms, columns in columns_of(run, root, anchor, elements=elements, **form):
+                for terms, columns in columns_of(
+                    run, root, anchor, alone and _all(structure, "takes_direct"), elements
+                ):
                     sums[terms].add(columns)
                 if not again:
                     for name, own in statistics_of(run).items():
@@ -177,23 +183,30 @@ def restore(state: State, anchor: Anchor, structure: Structure) -> LikelihoodSum
     )
 
 
-def _plan(structure: Structure, anchor: Anchor, prior: Prior, exact: Sequence[str], double: bool) -> Sum:
+def _plan(structure: Structure, anchor: Anchor, prior: Prior, exact: Sequence[str], double: bool) -> SumOverData:
     """The empty sum of some terms."""
-    if not isinstance(structure, Mapping):
+    parts = _parts(structure, anchor)
+    if parts is None:
         return _type_of(structure).plan(structure, anchor, prior, exact, double)
-    parts = [(part, anchor.of_sites(sites)) for part, sites in group_sites(structure, anchor.touched)]
-    return Grouped(
-        anchor,
-        [(chosen, _plan(part, anchor.only(chosen), prior.over(chosen), exact, double)) for part, chosen in parts],
-    )
+    groups = [(own, _plan(part, anchor.only(own), prior.over(own), exact, double)) for part, own in parts]
+    return Grouped(anchor, groups)
 
 
-def _restored(structure: Structure, state: State, anchor: Anchor) -> Sum:
-    if not isinstance(structure, Mapping):
+def _restored(structure: Structure, state: State, anchor: Anchor) -> SumOverData:
+    parts = _parts(structure, anchor)
+    if parts is None:
         return _type_of(structure).from_state(state, anchor)
-    parts = [(part, anchor.of_sites(sites)) for part, sites in group_sites(structure, anchor.touched)]
     states = zip(parts, state["groups"], strict=True)
-    return Grouped(anchor, [(chosen, _restored(part, each, anchor.only(chosen))) for (part, chosen), each in states])
+    return Grouped(anchor, [(own, _restored(part, each, anchor.only(own))) for (part, own), each in states])
+
+
+def _parts(structure: Structure, anchor: Anchor) -> list[tuple[Structure, Tensor]] | None:
+    """The structures that one is made of, each with its coordinates, by their place among the free ones."""
+    if isinstance(structure, Mapping):
+        return [(part, anchor.of_sites(sites)) for part, sites in group_sites(structure, anchor.touched)]
+    if structure == "block":
+        return [("full", anchor.of_sites([name])) for name in anchor.touched]
+    return None
 
 
 def _sum_type(option: object) -> type[Sum] | None:

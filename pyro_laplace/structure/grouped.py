@@ -1,7 +1,6 @@
 """Several structures over one pass: each group of sites has its own, and the curvature between groups is dropped."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +10,11 @@ from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.reading.columns import Columns
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.structure.block import Block
-from pyro_laplace.structure.full import Full
 from pyro_laplace.structure.precision import Precision
-from pyro_laplace.structure.sum import Sum
+from pyro_laplace.structure.sum import SumOverData
 
 
-class Grouped(Sum):
+class Grouped(SumOverData):
     """A sum for each group of coordinates; together they cover all, each once.
 
     Args:
@@ -24,23 +22,9 @@ class Grouped(Sum):
         groups: each group's coordinates, by their ascending place among the free ones, with its sum.
     """
 
-    def __init__(self, anchor: Anchor, groups: Sequence[tuple[Tensor, Sum]]) -> None:
+    def __init__(self, anchor: Anchor, groups: Sequence[tuple[Tensor, SumOverData]]) -> None:
         self.anchor, self.groups = anchor, list(groups)
         self._open = list(range(len(self.groups)))  # which a pass over the data adds to
-
-    @classmethod
-    def plan(
-        cls, option: Any, anchor: Anchor, prior: Prior, exact: Sequence[str] = (), double: bool = False
-    ) -> "Grouped":
-        """A full sum for each site, whatever layer it belongs to: the structure "block".
-
-        Returns:
-            the empty sum.
-        """
-        groups = [anchor.of_sites([name]) for name in anchor.touched]
-        return cls(
-            anchor, [(each, Full.plan(option, anchor.only(each), prior.over(each), exact, double)) for each in groups]
-        )
 
     def add(self, columns: Columns) -> None:
         """Add to each group what concerns its coordinates."""
@@ -65,13 +49,6 @@ class Grouped(Sum):
     def state(self) -> State:
         """The states of the groups, in order."""
         return {"groups": [part.state() for _, part in self.groups]}
-
-    @classmethod
-    def from_state(cls, state: State, anchor: Anchor) -> "Grouped":
-        """What `state` gave of a full sum for each site."""
-        groups = [anchor.of_sites([name]) for name in anchor.touched]
-        parts = zip(groups, state["groups"], strict=True)
-        return cls(anchor, [(chosen, Full.from_state(each, anchor.only(chosen))) for chosen, each in parts])
 
     def times(self, vectors: Tensor) -> Tensor:
         """Group by group."""

@@ -13,7 +13,7 @@ from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.structure.precision import Precision
 from pyro_laplace.structure.statistics import TermStatistics
-from pyro_laplace.structure.sum import Sum
+from pyro_laplace.structure.sum import SumOverData
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class LikelihoodSum:
 
     anchor: Anchor
     structure: Any
-    sums: Mapping[Terms, Sum]
+    sums: Mapping[Terms, SumOverData]
     statistics: Mapping[str, TermStatistics]
     gradient: Theta
     num_data: int
@@ -116,7 +116,7 @@ class LikelihoodSum:
             raise InvalidOption(
                 f"these sums over data do not add up: they differ in their {difference or 'structure or terms'}"
             )
-        sums: dict[Terms, Sum] = {}
+        sums: dict[Terms, SumOverData] = {}
         for terms, own in self.sums.items():
             sums[terms] = type(own).weighted([(own, 1.0)])
             sums[terms].merge(other.sums[terms])

@@ -39,7 +39,7 @@ class FewRows:
     def scaled(self, factor: float) -> "FewRows":
         """The rows of ``factor A'A``."""
         root = factor**0.5
-        return FewRows(self.size, self.pieces if factor == 1.0 else [_scaled(piece, root) for piece in self.pieces])
+        return FewRows(self.size, self.pieces if factor == 1.0 else [_times_root(piece, root) for piece in self.pieces])
 
     def times(self, vectors: Tensor) -> Tensor:
         """``A'A v`` of vectors v [v, params]."""
@@ -89,7 +89,7 @@ class _Flat:
         rows = self.dense.new_zeros(len(self.dense), size)
         for index, g, a in self.products:
             for row, places in enumerate(index):
-                start, width = int(places[0]), _run(places)
+                start, width = int(places[0]), _consecutive(places)
                 product = g[:, row, None].double()
                 torch.mul(product, a[:, :width], out=rows[:, start : start + width])
                 if width < len(places):
@@ -117,7 +117,7 @@ class _Flat:
         return _Flat([], torch.arange(size, device=self.index.device), self.rows(size))
 
 
-def _run(places: Tensor) -> int:
+def _consecutive(places: Tensor) -> int:
     """How many of the first places follow one another."""
     apart = (places.diff() != 1).nonzero()
     return int(apart[0]) + 1 if len(apart) else len(places)
@@ -143,7 +143,7 @@ def _flattened(factors: Factors, size: int) -> _Flat:
     return _Flat([], torch.arange(size, device=index.device), rows.index_add_(1, index, dense))
 
 
-def _scaled(factors: Factors, root: float) -> Factors:
+def _times_root(factors: Factors, root: float) -> Factors:
     products = [replace(product, gradients=product.gradients * root) for product in factors.products]
     return replace(factors, products=products, dense=factors.dense * root, dense_only=factors.dense_only * root)
 

@@ -18,12 +18,56 @@ class NeedsDouble(LaplaceError, ArithmeticError):
     """A sum that was made in the sites' own dtype is too coarse for a prior: it is to be made anew in float64."""
 
 
-class Sum(ABC):
-    """The curvature H of one likelihood term (or of several together), summed over data, in one structure.
+class SumOverData(ABC):
+    """The curvature H of one likelihood term (or of several together), summed over data.
 
     A posterior precision is ``Lambda = H + H_prior``: it takes no data, and may be had for as many priors as are asked
     about. All vectors are over the free coordinates of the anchor, in float64.
     """
+
+    @abstractmethod
+    def add(self, columns: Columns) -> None:
+        """Add what some columns of a chunk say."""
+
+    @abstractmethod
+    def merge(self, other: Any) -> None:
+        """Add the sum over other data at the same anchor: later data, those of another process, or another half."""
+
+    @classmethod
+    @abstractmethod
+    def weighted(cls, parts: Sequence[tuple[Any, float]]) -> "SumOverData":
+        """The sum of several terms over the same data, each multiplied by a factor; the parts stay as they are."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """All of it as plain tensors and numbers, to be saved, gathered or copied."""
+
+    @abstractmethod
+    def times(self, vectors: Tensor) -> Tensor:
+        """H v for vectors v [v, params]: what the quadratic says away from the anchor."""
+
+    @abstractmethod
+    def posterior(self, prior: Prior) -> Block:
+        """The precision ``H + H_prior``; the sum stays as it is.
+
+        Args:
+            prior: the prior's curvature at the anchor.
+
+        Returns:
+            its square root, as a block over the free coordinates.
+        """
+
+    def refine(self) -> bool:
+        """Get ready for one more pass over the same data, whether or not it takes one.
+
+        Returns:
+            whether it does; what is added from then on is the new pass's.
+        """
+        return False
+
+
+class Sum(SumOverData):
+    """A sum in one structure, which the table of `build` lists."""
 
     needs_root: ClassVar[bool] = False
     """Whether it can hold nothing but the A'A of a root: no exact Hessian."""
@@ -50,47 +94,7 @@ class Sum(ABC):
             a sum without data. A structure that cannot hold the program says so here, by the sites' names.
         """
 
-    @abstractmethod
-    def add(self, columns: Columns) -> None:
-        """Add what some columns of a chunk say."""
-
-    @abstractmethod
-    def merge(self, other: Any) -> None:
-        """Add the sum over other data at the same anchor: later data, those of another process, or another half."""
-
-    @classmethod
-    @abstractmethod
-    def weighted(cls, parts: Sequence[tuple[Any, float]]) -> "Sum":
-        """The sum of several terms over the same data, each multiplied by a factor; the parts stay as they are."""
-
-    @abstractmethod
-    def state(self) -> State:
-        """All of it as plain tensors and numbers, to be saved, gathered or copied."""
-
     @classmethod
     @abstractmethod
     def from_state(cls, state: State, anchor: Anchor) -> "Sum":
         """What `state` gave, at the anchor that it was given at."""
-
-    @abstractmethod
-    def times(self, vectors: Tensor) -> Tensor:
-        """H v for vectors v [v, params]: what the quadratic says away from the anchor."""
-
-    @abstractmethod
-    def posterior(self, prior: Prior) -> Block:
-        """The precision ``H + H_prior``; the sum stays as it is.
-
-        Args:
-            prior: the prior's curvature at the anchor.
-
-        Returns:
-            its square root, as a block over the free coordinates.
-        """
-
-    def refine(self) -> bool:
-        """Get ready for one more pass over the same data, whether or not it takes one.
-
-        Returns:
-            whether it does; what is added from then on is the new pass's.
-        """
-        return False

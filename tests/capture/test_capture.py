@@ -10,10 +10,10 @@ from programs.modules import MODULES
 import pyro_laplace as pl
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.likelihood import likelihood_of
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.reading import factors, gradients
 from pyro_laplace.structure.build import sum_over_data

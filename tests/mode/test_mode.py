@@ -30,12 +30,12 @@ from torch import nn
 from torch.testing import assert_close
 
 import pyro_laplace as pl
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import as_data
 from pyro_laplace.mode.descent import descend
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.reached import Stopped
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 
 pytestmark = pytest.mark.usefixtures("float64")

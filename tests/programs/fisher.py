@@ -20,9 +20,9 @@ from torch.testing import assert_close
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.structure.build import sum_over_data
 

@@ -11,13 +11,13 @@ from torch.testing import assert_close
 
 import pyro_laplace as pl
 from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.structure.build import STRUCTURES, restore, sum_over_data
-from pyro_laplace.structure.diag_block import DiagBlock
+from pyro_laplace.structure.diag import DiagBlock
 from pyro_laplace.structure.sum import Sum
 
 pytestmark = pytest.mark.usefixtures("float64")

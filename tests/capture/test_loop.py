@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_laplace as pl
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import as_data
-from pyro_laplace.program.loop import Loop
 from pyro_laplace.program.program import Program
 
 pytestmark = pytest.mark.usefixtures("float64")

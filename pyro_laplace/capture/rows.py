@@ -85,7 +85,8 @@ def cut_of(program: Program, data: Data) -> Cut | None:
     batch = _first_rows(data)
     values, form = flattened(_tree(batch))
     tensors = [each for each in values if isinstance(each, Tensor) and each.dim()]
-    if not tensors or (data.one_batch and sum(each.nbytes for each in tensors) < settings.cut_bytes):
+    alone = data.one_batch or (hasattr(data.source, "__len__") and len(data.source) == 1)
+    if not tensors or (alone and sum(each.nbytes for each in tensors) < settings.cut_bytes):
         return None
     count = len(tensors[0])
     leaves = tuple(i for i, each in enumerate(values) if isinstance(each, Tensor) and each.dim() and len(each) == count)
@@ -97,7 +98,7 @@ def cut_of(program: Program, data: Data) -> Cut | None:
         with undisturbed(), modules_kept(program.model), torch.no_grad():
             theta = program.start + 0.1 * _noise(program.start)
             ends = (0, 2 * half), (0, half), (half, 2 * half)
-            runs = [_run(program, theta, whole.part(batch, *each)) for each in ends]
+            runs = [_measured_run(program, theta, whole.part(batch, *each)) for each in ends]
             if not _independent(program, theta, [run for run, _ in runs], half):
                 return None
     except Exception:  # whatever a program can raise that some of its rows do not suit: it is not cut
@@ -121,7 +122,7 @@ def _noise(like: Tensor) -> Tensor:
     return torch.randn(len(like), generator=torch.Generator().manual_seed(0)).to(like)
 
 
-def _run(program: Program, theta: Tensor, batch: Batch) -> tuple[Run, int]:
+def _measured_run(program: Program, theta: Tensor, batch: Batch) -> tuple[Run, int]:
     with _Footprint() as footprint:
         run = program.run(theta, Chunk(batch))
     return run, footprint.elements
@@ -137,7 +138,7 @@ def _independent(program: Program, theta: Tensor, runs: list[Run], half: int) ->
     joined = all(
         terms[0][name].dim()
         and terms[0][name].shape[0] == 2 * half
-        and _close(terms[0][name], [t[name] for t in terms[1:]])
+        and _joins_to(terms[0][name], [t[name] for t in terms[1:]])
         for name in names
     )
     priors = [program.log_prior_of(run, theta) for run in runs]
@@ -156,10 +157,10 @@ def _divides(whole: Tensor, parts: list[Tensor]) -> bool:
     """Whether a value is the same on all rows, or one a row."""
     if all(part.shape == whole.shape and _near(part, whole) for part in parts):
         return True
-    return bool(whole.dim()) and _close(whole, parts)
+    return bool(whole.dim()) and _joins_to(whole, parts)
 
 
-def _close(whole: Tensor, parts: list[Tensor]) -> bool:
+def _joins_to(whole: Tensor, parts: list[Tensor]) -> bool:
     if not all(part.dim() for part in parts):
         return False
     joined = torch.cat(parts)

@@ -10,13 +10,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from pyro_laplace._progress import progress_bar
+from pyro_laplace.capture.rows import Cut, cut_of
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.program import Program
-from pyro_laplace.program.rows import Cut, cut_of
-from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,7 @@ class Loop:
         total = 1 if self.data.one_batch else None
         if total is None and hasattr(self.data.source, "__len__"):
             total = len(self.data.source)
-        with tqdm(
-            total=total, desc=what, unit="batch", delay=settings.progress_seconds, disable=not progress, leave=False
-        ) as bar:
+        with progress_bar(what, total, "batch", progress) as bar:
             for batches, chunk in self._divided():
                 yield chunk
                 bar.update(batches)
