@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_laplace._compat.torch import saved
+
 _VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"}
 """What keeps the entries of a contiguous tensor in their order."""
 
@@ -81,17 +83,17 @@ def _as_matmul(node: Any) -> _Matmul | None:
     before = [each for each, _ in node.next_functions]
     if node.name() == "AddmmBackward0":
         bias, activation, matrix = before
-        if matrix is None or node._saved_alpha != 1 or node._saved_beta != 1:
+        if matrix is None or saved(node, "alpha") != 1 or saved(node, "beta") != 1:
             return None
-        return _Matmul(activation, matrix, bias, node._saved_mat1, tuple(node._saved_mat2_sym_sizes))
+        return _Matmul(activation, matrix, bias, saved(node, "mat1"), tuple(saved(node, "mat2_sym_sizes")))
     bias = None
-    if node.name() == "AddBackward0" and node._saved_alpha == 1:
+    if node.name() == "AddBackward0" and saved(node, "alpha") == 1:
         first = 0 if before[0] is not None and before[0].name() == "MmBackward0" else 1
         node, bias = before[first], before[1 - first]
     if node is None or node.name() != "MmBackward0" or node.next_functions[1][0] is None:
         return None
     (activation, _), (matrix, _) = node.next_functions
-    return _Matmul(activation, matrix, bias, node._saved_self, tuple(node._saved_mat2_sym_sizes))
+    return _Matmul(activation, matrix, bias, saved(node, "self"), tuple(saved(node, "mat2_sym_sizes")))
 
 
 def _site(node: Any, names: Mapping[int, str]) -> str | None:

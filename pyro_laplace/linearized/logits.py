@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyro_laplace._compat.torch import saved
 from pyro_laplace.likelihood import Likelihood, require_likelihood
 from pyro_laplace.program.run import Site
 
@@ -100,9 +101,9 @@ def unnormalised(logits: Tensor) -> tuple[Tensor, Tensor] | None:
     node: Any = logits.grad_fn
     while node is not None and node.name() == "ExpandBackward0":
         node = node.next_functions[0][0]
-    if node is None or node.name() != "SubBackward0" or node._saved_alpha != 1:
+    if node is None or node.name() != "SubBackward0" or saved(node, "alpha") != 1:
         return None
     first, (sums, _) = node.next_functions
     if sums is None or sums.name() != "LogsumexpBackward0" or sums.next_functions[0] != first:
         return None
-    return sums._saved_self, sums._saved_result
+    return saved(sums, "self"), saved(sums, "result")

@@ -1,4 +1,4 @@
-"""What the documentation says of the package is so: its example of a likelihood runs, its files and settings exist."""
+"""What the documentation says of the package is so: its examples run, its files and settings exist."""
 
 import re
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import torch
 import pyro_laplace as pl
 from pyro_laplace.likelihood import FAMILIES
 from pyro_laplace.settings import Settings
+from pyro_laplace.structure import build
 
 DOCS = Path(__file__).parents[2] / "docs"
 PACKAGE = Path(pl.__file__).parent
@@ -61,6 +62,21 @@ def test_the_example_of_a_likelihood_has_the_information_of_its_scores(example):
     scores = torch.func.vmap(torch.func.grad(log_prob), (None, 0))(eta, values)
     root = family.fisher_root(eta, fn)
     torch.testing.assert_close(scores.T @ scores / len(scores), root @ root.mT, rtol=0.03, atol=0.02)
+
+
+def test_the_example_of_a_structure_runs(monkeypatch):
+    monkeypatch.setattr(build, "STRUCTURES", dict(build.STRUCTURES))
+    blocks = re.findall(r"```python\n(.*?)```", ARCHITECTURE, flags=re.DOTALL)
+    (code,) = (block for block in blocks if "STRUCTURES[" in block)
+    names: dict = {}
+    exec(compile(code, "docs/architecture.md", "exec"), names)
+    guide, model, x = names["guide"], names["model"], names["x"]
+    variances = guide.precision.variance()
+    assert torch.equal(variances, variances[:1].expand_as(variances))
+    full = pl.fit_laplace(model, (x, names["y"]), guide.median(), on_not_a_mode="ignore", polish=False)
+    curvature = full.precision.to_dense().double() - torch.eye(len(variances))
+    torch.testing.assert_close(1 / variances[0].double(), 1 + curvature.trace() / len(variances), rtol=1e-4, atol=0)
+    assert names["predicted"].variance.min() > 0.3**2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
