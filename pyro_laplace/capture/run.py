@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_laplace._typing import Scalar, Theta
+from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.watch import Capture
 from pyro_laplace.program.chunks import Chunk
@@ -58,8 +58,21 @@ class CapturedRun:
     verdicts: dict[tuple[str, frozenset[str]], bool] = field(default_factory=dict)
 
     @staticmethod
-    def make(program: Program, anchor: Anchor, chunk: Chunk, captured: bool = True) -> "CapturedRun":
-        """Run the program on a chunk."""
+    def make(
+        program: Program, anchor: Anchor, chunk: Chunk, captured: bool = True, params: Values | None = None
+    ) -> "CapturedRun":
+        """Run the program on a chunk.
+
+        Args:
+            program: the traced program.
+            anchor: theta and its free coordinates.
+            chunk: the data.
+            captured: whether the operations that consume the free sites are wanted.
+            params: values of `pyro.param`s in place of those that the param store has.
+
+        Returns:
+            the run.
+        """
         free, theta = anchor.touched, anchor.theta
         leaves = {name: theta[program.layout[name]].clone().requires_grad_() for name in free}
         with torch.enable_grad():
@@ -68,14 +81,14 @@ class CapturedRun:
                 for name, latent in program.latents.items()
             }
             if not captured:
-                return CapturedRun(program, anchor, chunk, program.run_at(values, chunk), leaves)
+                return CapturedRun(program, anchor, chunk, program.run_at(values, chunk, params=params), leaves)
             index = {
                 name: _coordinates(program.latents[name].slice, anchor).reshape(program.latents[name].shape)
                 for name in free
                 if not program.latents[name].constrained
             }
             with Capture({name: values[name] for name in index}, index) as capture:
-                run = program.run_at(values, chunk)
+                run = program.run_at(values, chunk, params=params)
         return CapturedRun(program, anchor, chunk, run, leaves, capture)
 
     def release(self) -> None:

@@ -146,8 +146,8 @@ class Program:
         """Run the program at theta; with `sample`, observed sites are drawn anew."""
         return self.run_at(self.unpack(theta), chunk, sample)
 
-    def run_at(self, values: Values, chunk: Chunk, sample: bool = False) -> Run:
-        """Run the program at given site values."""
+    def run_at(self, values: Values, chunk: Chunk, sample: bool = False, params: Values | None = None) -> Run:
+        """Run the program at given site values, and at given values of `pyro.param`s where there are any."""
         nesting = None if sample else self.nesting
         recorder = Recorder(
             values,
@@ -156,6 +156,7 @@ class Program:
             indices=chunk.indices,
             nesting=nesting,
             computed=self.computed,
+            params=params,
         )
         run = run_model(self.model, chunk.batch, recorder)
         return run if nesting is None else marginalise(run, nesting)

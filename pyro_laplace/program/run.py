@@ -112,6 +112,7 @@ class Recorder(Messenger):
         nesting: number of axes that plates take, to the left of which marked discrete sites have all their values at
             once; None leaves them at one value, or a draw where the observed sites are drawn.
         computed: deterministic sites whose density counts; None finds out which.
+        params: values of `pyro.param`s in place of those that the param store has.
     """
 
     def __init__(
@@ -124,8 +125,10 @@ class Recorder(Messenger):
         leaves: bool = False,
         nesting: int | None = None,
         computed: frozenset[str] | None = None,
+        params: Values | None = None,
     ) -> None:
         super().__init__()
+        self.params = params or {}
         self.nesting, self.computed = nesting, computed
         self.enumeration = None if nesting is None else Enumeration(nesting)
         self.leaves = leaves
@@ -134,6 +137,8 @@ class Recorder(Messenger):
 
     def _process_message(self, msg: Any) -> None:
         msg["stop"] = True
+        if msg["type"] == "param" and msg["name"] in self.params:
+            msg["value"], msg["done"] = self.params[msg["name"]], True
         if msg["type"] != "sample":
             return
         if site_is_subsample(msg):

@@ -32,6 +32,8 @@ class Prior:
         known: the curvature's part from Normal sites, a diagonal [params], in float64.
         rest: the part of everything else.
         hyperparameters: values of the `pyro.param`s that it depends on.
+        generic: the diagonal at other values of these, which shows what form it has whatever they are; None where there
+            are none.
     """
 
     log_density: float
@@ -40,6 +42,7 @@ class Prior:
     known: Theta
     rest: SecondOrder
     hyperparameters: Mapping[str, Tensor] = field(default_factory=dict)
+    generic: Theta | None = None
 
     @staticmethod
     def of_diagonal(precision: Theta) -> "Prior":
@@ -54,7 +57,10 @@ class Prior:
         moved = torch.full((len(self.known) + 1,), -1, device=chosen.device)  # the last entry is that of -1
         moved[chosen] = torch.arange(len(chosen), device=chosen.device)
         rest = self.rest.moved(moved)
-        return replace(self, log_gradient=self.log_gradient[chosen], known=self.known[chosen], rest=rest)
+        generic = None if self.generic is None else self.generic[chosen]
+        return replace(
+            self, log_gradient=self.log_gradient[chosen], known=self.known[chosen], rest=rest, generic=generic
+        )
 
     def detached(self) -> "Prior":
         """The same as plain numbers, without the graph of the run that it was read off."""
@@ -99,7 +105,7 @@ class Prior:
 
 
 def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
-    """The log prior at a run's point, with its gradient and curvature.
+    """The log prior at a run's point, with its gradient and curvature, and the form of that.
 
     Args:
         run: a run of the program.
@@ -108,6 +114,21 @@ def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
     Returns:
         the log prior, and minus its Hessian over the free coordinates.
     """
+    prior = _read(run, jacobian)
+    if not prior.hyperparameters:
+        return prior
+    generator = torch.Generator().manual_seed(0)
+    other = {
+        name: value * (0.5 + torch.rand(value.shape, generator=generator).to(value))
+        for name, value in prior.hyperparameters.items()
+    }
+    moved = CapturedRun.make(run.program, run.anchor, run.chunk, captured=False, params=other)
+    generic = _read(moved, jacobian).diagonal
+    return replace(prior, generic=generic if bool(generic.isfinite().all()) else None)
+
+
+def _read(run: CapturedRun, jacobian: bool) -> Prior:
+    """The log prior at a run's point, with its gradient and curvature."""
     program, anchor, theta = run.program, run.anchor, run.anchor.theta
     normals, rest = {}, []
     for name, latent in program.latents.items():

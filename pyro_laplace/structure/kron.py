@@ -176,8 +176,7 @@ class KronSum(Sum):
         self._refuse_overlap()
         if self.layers and not prior.is_diagonal:
             self._refuse_coupled(prior)
-        diagonal = prior.diagonal
-        placed: list[tuple[Tensor, Block]] = [block for layer in self.layers for block in self._blocks(layer, diagonal)]
+        placed: list[tuple[Tensor, Block]] = [block for layer in self.layers for block in self._blocks(layer, prior)]
         eps = torch.finfo(self.dtype).eps
         for _, block in placed:
             assert isinstance(block, KronBlock)
@@ -204,9 +203,25 @@ class KronSum(Sum):
             refuse_too_large(size**2, 8, f"the curvature [{size}, {size}] of uncaptured sites", "use structure='diag'")
             self.index, self.matrix = index, torch.zeros(size, size, dtype=torch.float64, device=index.device)
 
-    def _blocks(self, layer: KronFactors, diagonal: Theta) -> Iterator[tuple[Tensor, Block]]:
-        """One block for a weight and its bias where the prior factorises over both, else one for each."""
+    def _blocks(self, layer: KronFactors, prior: Prior) -> Iterator[tuple[Tensor, Block]]:
+        """One block for a weight and its bias where the prior factorises over both, else one for each.
+
+        It must do so whatever its hyperparameters are: a form that their values decide would jump as these are learned.
+
+        Args:
+            layer: the layer's factors.
+            prior: of which each part is an outer product.
+
+        Yields:
+            coordinates and block.
+
+        Raises:
+            UnsupportedProgram: if a part is no outer product, naming its sites.
+        """
+        diagonal, generic = prior.diagonal, prior.generic
         split = _outer(diagonal[layer.index])
+        if generic is not None and _outer(generic[layer.index]) is None:
+            split = None
         if split is None and layer.has_bias:
             parts = layer.without_last_input()
             splits = [_outer(diagonal[part.index]) for part in parts]

@@ -366,3 +366,35 @@ def test_several_structures_take_one_pass():
         return len(calls)
 
     assert count(MAPPING) == count("diag") == 1
+
+
+# --- the prior's form -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_kronecker_block_has_its_form_from_how_hyperparameters_enter(shared):
+    """A scale for each output of the weight, and one of the bias: alike in value, an outer product by accident."""
+    x, _, z = data()
+
+    def model(x, z):
+        scale = pyro.param(
+            "scale", torch.ones(()) if shared else torch.ones(2, 1), constraint=dist.constraints.positive
+        )
+        of_bias = scale if shared else pyro.param("of_bias", torch.ones(2), constraint=dist.constraints.positive)
+        w = pyro.sample("w", dist.Normal(torch.zeros(2, 3), scale).to_event(2))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), of_bias).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.nn.functional.linear(x, w, b), 0.5).to_event(1), obs=z)
+
+    def fitted():
+        values = {"w": torch.zeros(2, 3), "b": torch.zeros(2)}
+        return pl.fit_laplace(model, (x, z), values, structure="kron", polish=False, on_not_a_mode="ignore")
+
+    guide = fitted()
+    assert [block.size for block in guide.precision.blocks] == ([8] if shared else [6, 2])
+    store = pyro.get_param_store()
+    store["scale"] = torch.full((), 0.3) if shared else torch.tensor([[0.3], [2.0]])
+    other = fitted()
+    found = guide.likelihood_sum.posterior(other.prior)
+    assert [block.size for block in found.blocks] == [block.size for block in guide.precision.blocks]
+    assert_same(found.to_dense(), other.precision.to_dense())
