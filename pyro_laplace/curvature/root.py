@@ -83,12 +83,12 @@ class SiteRoot:
         return self.vectors.shape[1 : self.vectors.dim() - 2 - self.joint].numel() * self.vectors.shape[-1]
 
     def whiten(self, site: Site) -> Tensor:
-        """Z = S'f `[*batch, columns]`, of a run anywhere."""
+        """z = S'f `[*batch, columns]`, of a run anywhere."""
         products = torch.einsum("...ok,...o->...k", self.vectors, self.outputs(site).double())
         return products.sum(tuple(range(-1 - self.joint, -1))) if self.joint else products
 
     def by_datum(self, site: Site) -> tuple[Tensor, Tensor]:
-        """F [n, b, e, o] and its vectors [n, b, e, o, k]: row (n, b, k) of the root sums over the entries e."""
+        """f [n, b, e, o] and its vectors [n, b, e, o, k]: row (n, b, k) of the root sums over the entries e."""
         axes = self.vectors.dim() - 2 - self.joint
         batch, entries = self.vectors.shape[:axes], self.vectors.shape[axes:-2]
         shape = (batch[0], batch[1:].numel(), entries.numel(), self.vectors.shape[-2])
@@ -110,7 +110,7 @@ class Root:
     sites: Mapping[str, SiteRoot]
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """Z = S'f(theta) of every datum and column, flat."""
+        """z = S'f(theta) of every datum and column, flat."""
         observed = self.program.run(theta, self.chunk).observed
         parts = [site_root.whiten(observed[name]).flatten() for name, site_root in self.sites.items()]
         return torch.cat([torch.zeros(0, dtype=torch.float64, device=theta.device), *parts])

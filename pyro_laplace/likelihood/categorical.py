@@ -83,7 +83,7 @@ class CategoricalFamily(Family):
         return weighted.sum(0).diag() - weighted.mT @ p
 
     def information_diagonal(self, eta: Tensor, fn: Any) -> Tensor:
-        """P (1 - p)."""
+        """p (1 - p)."""
         p = eta.softmax(-1)
         return p * (1 - p)
 
@@ -115,7 +115,7 @@ class MultinomialFamily(CategoricalFamily):
         """No one class."""
 
     def expected(self, fn: Any) -> Tensor:
-        """N p."""
+        """n p."""
         return fn.mean
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
@@ -123,11 +123,11 @@ class MultinomialFamily(CategoricalFamily):
         return fn.total_count**0.5 * multinomial_root(eta)
 
     def information_sum(self, eta: Tensor, fn: Any, weight: Tensor) -> Tensor:
-        """N (diag(sum w p) - sum w p p')."""
+        """n (diag(sum w p) - sum w p p')."""
         return fn.total_count * super().information_sum(eta, fn, weight)
 
     def information_diagonal(self, eta: Tensor, fn: Any) -> Tensor:
-        """N p (1 - p)."""
+        """n p (1 - p)."""
         return fn.total_count * super().information_diagonal(eta, fn)
 
 

@@ -97,7 +97,7 @@ class RotatedShare(Share):
         return total.reshape(n * k, n * k)
 
     def _separate(self, product: Product) -> tuple[Tensor, Tensor, Tensor]:
-        """G [n, k, o], a [n, i] and v [o, i] in the basis."""
+        """g [n, k, o], a [n, i] and v [o, i] in the basis."""
         gradients, inputs = product.gradients[:, :, 0], product.inputs[:, 0]
         one = gradients[:1] if _same_for_all(gradients) else gradients
         g, a = self.basis.rotate(one, inputs)

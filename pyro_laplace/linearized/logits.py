@@ -90,7 +90,7 @@ def as_written(model: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def unnormalised(logits: Tensor) -> tuple[Tensor, Tensor] | None:
-    """X and ``logsumexp(x)`` of ``logits = x - logsumexp(x)``, if their graph says that they were computed so.
+    """x and ``logsumexp(x)`` of ``logits = x - logsumexp(x)``, if their graph says that they were computed so.
 
     Args:
         logits: of `Categorical`, which keeps them normalised; of a run under autograd.

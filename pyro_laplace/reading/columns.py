@@ -15,6 +15,7 @@ from pyro_laplace.reading.gram import Gram, diagonal_of
 from pyro_laplace.reading.records import Direct, Factors, of_rows
 from pyro_laplace.reading.rest import Rest
 from pyro_laplace.reading.restrict import restrict
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,9 @@ class Columns:
         """Its products with vectors [v, params], in float64."""
         if self.rest is not None:
             return self.rest.times(vectors)
-        return self._factors.pull(self._factors.push(vectors), self.size)
+        factors = self._factors
+        step = max(1, settings.pass_elements // max(1, factors.elements_of_product))
+        return torch.cat([factors.pull(factors.push(some), self.size) for some in vectors.split(step)])
 
     def matrix(self) -> Matrix:
         """All of it [params, params], in float64."""

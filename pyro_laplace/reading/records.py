@@ -64,6 +64,12 @@ class Factors:
         return pairs + self.dense.numel() + self.dense_only.numel()
 
     @property
+    def elements_of_product(self) -> int:
+        """How many elements `push` and `pull` have in memory for each vector."""
+        inner = [product.inputs[..., 0].numel() * len(product.index) for product in self.products]
+        return sum(self.dense.shape[:2]) + max(inner, default=0)
+
+    @property
     def live(self) -> Tensor:
         """Which rows of the products, and the dense columns beside them, are not zero [n, k]."""
         live = (self.dense != 0).any(-1)

@@ -26,7 +26,7 @@ class Basis:
     variances: Tensor
 
     def rotate(self, gradients: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """G and a in the basis."""
+        """g and a in the basis."""
         return (
             gradients if self.outputs is None else gradients @ self.outputs,
             inputs if self.inputs is None else inputs @ self.inputs,

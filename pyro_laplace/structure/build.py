@@ -13,7 +13,9 @@ from pyro_laplace._typing import State, Terms
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.capture.run import CapturedRun
-from pyro_laplace.curvature.root import Curvature
+from pyro_laplace.curvature.root import Curvature, Root
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.program import Program
 from pyro_laplace.reading.prior import Prior, prior_of
 from pyro_laplace.reading.read import columns_of, exact_terms
 from pyro_laplace.settings import settings
@@ -120,45 +122,74 @@ def sum_over_data(
         InvalidOption: if the structure does not go with the curvature, or a mapping not with the sites.
     """
     check_combination(structure, curvature)
-    program, seen = loop.program, first
-    sums: dict[Terms, SumOverData] = {}
-    statistics: dict[str, TermStatistics] = {}
-    gradient = torch.zeros(anchor.size, dtype=torch.float64, device=anchor.theta.device)
-    verdicts: dict[tuple[str, frozenset[str]], bool] = {}
-    alone = _parts(structure, anchor) is None
-    elements = settings.streamed_elements if _all(structure, "streams") else settings.together_elements
-    while True:
-        again = bool(statistics)
+    total = _Running(anchor, structure, double, prior, first)
+    for chunk in loop.chunks("curvature", progress):
+        total.take(loop.program, chunk, curvature, jacobian)
+    measured = total.measured()
+    while total.refine():
         for chunk in loop.chunks("curvature", progress):
-            with undisturbed(rng=False):
-                run = CapturedRun.make(program, anchor, chunk, captured=curvature.rooted)
-                run.verdicts = verdicts
-                if prior is None:
-                    prior = prior_of(run, jacobian)
-                root = curvature.root(program, run.run, chunk, seen)
-                if not sums:
-                    anchor = replace(anchor, hyperparameters=prior.hyperparameters)
-                    exact = exact_terms(run, root)
-                    rooted: list[Terms] = [] if root is None else [(name,) for name in root.sites]
-                    for terms in [*rooted, *([exact] if exact or not rooted else [])]:
-                        sums[terms] = _plan(structure, anchor, prior, exact if terms == exact else (), double)
-                for terms, columns in columns_of(
-                    run, root, anchor, alone and _all(structure, "takes_direct"), elements
-                ):
-                    sums[terms].add(columns)
-                if not again:
-                    for name, own in statistics_of(run).items():
-                        statistics[name] = statistics[name] + own if name in statistics else own
-                    run.add_over_free(gradient, run.score.leaves)
-                seen += run.num_data
-                run.release()
-        further = [each.refine() for each in sums.values()]
-        if not any(further):
-            break
-        seen = first
-    assert prior is not None
-    total = LikelihoodSum(anchor, structure, sums, statistics, gradient, seen - first, double)
-    return Measured(total, prior)
+            total.take(loop.program, chunk, curvature, jacobian)
+    return measured
+
+
+class _Running:
+    """The sums of a pass that is under way.
+
+    Args:
+        anchor: theta and its free coordinates.
+        structure: of the sums.
+        double: whether everything is added up in float64.
+        prior: the prior's curvature, if it is known.
+        first: number of the first datum.
+    """
+
+    def __init__(self, anchor: Anchor, structure: Structure, double: bool, prior: Prior | None, first: int) -> None:
+        self.anchor, self.structure, self.double, self.prior = anchor, structure, double, prior
+        self.first = self.seen = first
+        self.sums: dict[Terms, SumOverData] = {}
+        self.statistics: dict[str, TermStatistics] = {}
+        self.gradient = torch.zeros(anchor.size, dtype=torch.float64, device=anchor.theta.device)
+        self.verdicts: dict[tuple[str, frozenset[str]], bool] = {}
+        self.direct = _parts(structure, anchor) is None and _all(structure, "takes_direct")
+
+    def take(self, program: Program, chunk: Chunk, curvature: Curvature, jacobian: bool) -> None:
+        """Run the program on a chunk, and add what it says."""
+        with undisturbed(rng=False):
+            run = CapturedRun.make(program, self.anchor, chunk, captured=curvature.rooted)
+            run.verdicts = self.verdicts
+            root = curvature.root(program, run.run, chunk, self.seen)
+            if not self.sums:
+                self._plan(run, root, jacobian)
+            elements = settings.streamed_elements if _all(self.structure, "streams") else settings.together_elements
+            for terms, columns in columns_of(run, root, self.anchor, self.direct, elements):
+                self.sums[terms].add(columns)
+            for name, own in statistics_of(run).items():
+                self.statistics[name] = self.statistics[name] + own if name in self.statistics else own
+            run.add_over_free(self.gradient, run.score.leaves)
+            self.seen += run.num_data
+            run.release()
+
+    def refine(self) -> bool:
+        """Whether some sum takes one more pass, which adds to the sums alone."""
+        further = [each.refine() for each in self.sums.values()]
+        self.seen, self.gradient, self.statistics = self.first, torch.zeros_like(self.gradient), {}
+        return any(further)
+
+    def measured(self) -> Measured:
+        """The sums, which further passes go on adding to."""
+        assert self.prior is not None
+        numbers = self.statistics, self.gradient, self.seen - self.first, self.double
+        return Measured(LikelihoodSum(self.anchor, self.structure, self.sums, *numbers), self.prior)
+
+    def _plan(self, run: CapturedRun, root: Root | None, jacobian: bool) -> None:
+        """The empty sums, one for each term that has a root, and one for all that have none."""
+        self.prior = prior_of(run, jacobian) if self.prior is None else self.prior
+        self.anchor = replace(self.anchor, hyperparameters=self.prior.hyperparameters)
+        exact = exact_terms(run, root)
+        rooted: list[Terms] = [] if root is None else [(name,) for name in root.sites]
+        for terms in [*rooted, *([exact] if exact or not rooted else [])]:
+            own = exact if terms == exact else ()
+            self.sums[terms] = _plan(self.structure, self.anchor, self.prior, own, self.double)
 
 
 def restore(state: State, anchor: Anchor, structure: Structure) -> LikelihoodSum:

@@ -340,7 +340,7 @@ class KronBlock(Block):
         return self._unscale(self._from_basis(self._weights(white) / self.eigenvalues.sqrt())).to(white)
 
     def whiten(self, deviation: Draws) -> Draws:
-        """Sqrt lambda (Q (x) U)' W d."""
+        """sqrt lambda (Q (x) U)' W d."""
         return (
             (self._to_basis(self._scale(self._weights(deviation))) * self.eigenvalues.sqrt()).flatten(-2).to(deviation)
         )

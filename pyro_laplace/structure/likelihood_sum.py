@@ -54,7 +54,7 @@ class LikelihoodSum:
     @property
     def log_lik(self) -> float:
         """Log p(y | theta) at the anchor, in nats."""
-        return sum(each.log_lik for each in self.statistics.values())
+        return sum((each.log_lik for each in self.statistics.values()), 0.0)
 
     def posterior(self, prior: Prior, factors: Mapping[str, float] | None = None) -> Precision:
         """The posterior precision under a prior, without the data.

@@ -222,7 +222,7 @@ class LowRankBlock(Block):
         return len(self.scale)
 
     def log_det(self) -> Scalar:
-        """Sum log D + sum log(1 + s)."""
+        """sum log D + sum log(1 + s)."""
         return 2 * self.scale.log().sum() + self.eigenvalues.log1p().sum()
 
     def color(self, white: Draws) -> Draws:
@@ -231,7 +231,7 @@ class LowRankBlock(Block):
         return (self._changed(white.to(self.scale), change) / self.scale).to(white)
 
     def whiten(self, deviation: Draws) -> Draws:
-        """X + Q (sqrt(1 + s) - 1) Q'x of x = D^1/2 d."""
+        """x + Q (sqrt(1 + s) - 1) Q'x of x = D^1/2 d."""
         change = (1 + self.eigenvalues).sqrt() - 1
         return self._changed(deviation.to(self.scale) * self.scale, change).to(deviation)
 
@@ -251,10 +251,10 @@ class LowRankBlock(Block):
         return self.scale.square().diag() + (root * self.eigenvalues) @ root.mT
 
     def push(self, rows: Tensor) -> Tensor:
-        """X + Q ((1 + s)^-1/2 - 1) Q'x of x = D^-1/2 j."""
+        """x + Q ((1 + s)^-1/2 - 1) Q'x of x = D^-1/2 j."""
         change = (1 + self.eigenvalues).rsqrt() - 1
         return self._changed(rows.to(self.scale) / self.scale, change).to(rows)
 
     def _changed(self, x: Tensor, change: Tensor) -> Tensor:
-        """X + Q diag(change) Q'x of x [..., params]."""
+        """x + Q diag(change) Q'x of x [..., params]."""
         return x + ((x @ self.basis) * change) @ self.basis.mT
