@@ -1,10 +1,6 @@
 """The Kronecker-factored curvature: two factors for every layer, a dense matrix for coordinates in no layer.
 
-A Kronecker-factored precision with an exact diagonal prior, by the eigenbases of its whitened factors.
-
-``Lambda = B (x) A + diag(d_out (x) d_in)`` over a weight [out, in]. With ``W = diag(sqrt d)`` and the eigenbases Q of
-the whitened B and U of the whitened A, ``Lambda = W (Q (x) U) diag(beta_o alpha_i + 1) (Q (x) U)' W``: nothing is
-approximated beyond B (x) A.
+What the factors are is said in `kron_factors`, and the precision that they make with a prior in `kron_block`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,15 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyro_laplace._errors import IndefiniteCurvature, InvalidOption, UnsupportedProgram
+from pyro_laplace._errors import InvalidOption, UnsupportedProgram
 from pyro_laplace._memory import refuse_too_large
-from pyro_laplace._typing import Draws, Matrix, Scalar, State, Theta
+from pyro_laplace._typing import State
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.reading.columns import Columns
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.settings import settings
-from pyro_laplace.structure.block import Basis, Block
+from pyro_laplace.structure.block import Block
 from pyro_laplace.structure.dense import dense_posterior
+from pyro_laplace.structure.kron_block import KronBlock
 from pyro_laplace.structure.kron_factors import KronFactors, by_weight
 from pyro_laplace.structure.options import Kron
 from pyro_laplace.structure.precision import Precision
@@ -268,129 +265,3 @@ def _outer(prior: Tensor) -> tuple[Tensor, Tensor] | None:
     out_prior, in_prior = prior[:, 0] / prior[0, 0], prior[0]
     close = torch.allclose(out_prior.unsqueeze(-1) * in_prior, prior, rtol=1e-5)
     return (out_prior, in_prior) if close else None
-
-
-class KronBlock(Block):
-    """Lambda over the entries of a weight [out, in], row by row; its root is ``R = diag(lambda)^1/2 (Q (x) U)' W``."""
-
-    beta: Tensor
-    alpha: Tensor
-    out_basis: Tensor
-    in_basis: Tensor
-    eigenvalues: Tensor
-    out_scale: Tensor
-    in_scale: Tensor
-
-    def __init__(
-        self,
-        out_factor: Tensor,
-        in_factor: Tensor,
-        out_prior: Tensor,
-        in_prior: Tensor,
-        count: int = 1,
-        dtype: torch.dtype = torch.float64,
-    ) -> None:
-        """Factorise ``B (x) A / count + diag(d_out (x) d_in)``.
-
-        Args:
-            out_factor: B [out, out].
-            in_factor: A [in, in].
-            out_prior: d_out [out]; all zeros for a flat prior.
-            in_prior: d_in [in].
-            count: number of data (and positions) that both factors are sums over.
-            dtype: in which the eigenbases are computed.
-
-        Raises:
-            IndefiniteCurvature: if Lambda is not positive definite.
-        """
-        super().__init__()
-        flat = not bool((out_prior != 0).any())
-        out_scale = torch.ones_like(out_prior) if flat else out_prior.sqrt()
-        in_scale = torch.ones_like(in_prior) if flat else in_prior.sqrt()
-        beta, out_basis = _eigh(out_factor / out_scale / out_scale.unsqueeze(-1), dtype)
-        beta = beta.clamp(min=0) / count
-        alpha, in_basis = _eigh(in_factor / in_scale / in_scale.unsqueeze(-1), dtype)
-        alpha = alpha.clamp(min=0)
-        eigenvalues = beta.unsqueeze(-1) * alpha + (0.0 if flat else 1.0)
-        if not bool((eigenvalues > 0).all()):
-            raise IndefiniteCurvature("a Kronecker factor is singular, and the prior is flat")
-        self.count, self.flat = count, flat
-        self.register_buffer("beta", beta)
-        self.register_buffer("alpha", alpha)
-        self.register_buffer("out_basis", out_basis)
-        self.register_buffer("in_basis", in_basis)
-        self.register_buffer("eigenvalues", eigenvalues)
-        self.register_buffer("out_scale", out_scale)
-        self.register_buffer("in_scale", in_scale)
-
-    @property
-    def size(self) -> int:
-        """Number of entries of the weight."""
-        return self.eigenvalues.numel()
-
-    def log_det(self) -> Scalar:
-        """Sum of log eigenvalues, plus log det W^2."""
-        out, fan_in = self.eigenvalues.shape
-        return self.eigenvalues.log().sum() + 2 * (
-            fan_in * self.out_scale.log().sum() + out * self.in_scale.log().sum()
-        )
-
-    def color(self, white: Draws) -> Draws:
-        """W^-1 (Q (x) U) (z / sqrt lambda)."""
-        return self._unscale(self._from_basis(self._weights(white) / self.eigenvalues.sqrt())).to(white)
-
-    def whiten(self, deviation: Draws) -> Draws:
-        """sqrt lambda (Q (x) U)' W d."""
-        return (
-            (self._to_basis(self._scale(self._weights(deviation))) * self.eigenvalues.sqrt()).flatten(-2).to(deviation)
-        )
-
-    def solve(self, vector: Tensor) -> Tensor:
-        """W^-1 (Q (x) U) diag(1 / lambda) (Q (x) U)' W^-1 v."""
-        scaled = self._weights(vector) / self.out_scale.unsqueeze(-1) / self.in_scale
-        return self._unscale(self._from_basis(self._to_basis(scaled) / self.eigenvalues)).to(vector)
-
-    def variance(self) -> Theta:
-        """The diagonal of Lambda^-1, row by row."""
-        inner = self.out_basis.square() @ self.eigenvalues.reciprocal() @ self.in_basis.square().mT
-        return (inner / self.out_scale.square().unsqueeze(-1) / self.in_scale.square()).reshape(-1)
-
-    def to_dense(self) -> Matrix:
-        """Lambda [params, params]."""
-        root = self.whiten(torch.eye(self.size, dtype=self.eigenvalues.dtype, device=self.eigenvalues.device))
-        return root @ root.mT
-
-    def push(self, rows: Tensor) -> Tensor:
-        """Lambda^-1/2 (Q (x) U)' W^-1 j."""
-        scaled = self._weights(rows) / self.out_scale.unsqueeze(-1) / self.in_scale
-        return (self._to_basis(scaled) / self.eigenvalues.sqrt()).flatten(-2).to(rows)
-
-    def diagonal_basis(self, index: Tensor, dtype: torch.dtype) -> Basis | None:
-        """W_out^-1 Q and W_in^-1 U, where the rows cover the weight as a whole."""
-        if index.shape != self.eigenvalues.shape or not torch.equal(
-            index.reshape(-1), torch.arange(self.size).to(index)
-        ):
-            return None
-        out_root, in_root = self.out_basis / self.out_scale.unsqueeze(-1), self.in_basis / self.in_scale.unsqueeze(-1)
-        return Basis(out_root.to(dtype), in_root.to(dtype), self.eigenvalues.reciprocal().to(dtype))
-
-    def _weights(self, x: Tensor) -> Tensor:
-        return x.to(self.eigenvalues).reshape(*x.shape[:-1], *self.eigenvalues.shape)
-
-    def _scale(self, weights: Tensor) -> Tensor:
-        return weights * self.out_scale.unsqueeze(-1) * self.in_scale
-
-    def _unscale(self, weights: Tensor) -> Tensor:
-        return (weights / self.out_scale.unsqueeze(-1) / self.in_scale).flatten(-2)
-
-    def _to_basis(self, weights: Tensor) -> Tensor:
-        return self.out_basis.mT @ weights @ self.in_basis
-
-    def _from_basis(self, weights: Tensor) -> Tensor:
-        return self.out_basis @ weights @ self.in_basis.mT
-
-
-def _eigh(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors, computed in a dtype and given in float64."""
-    values, vectors = torch.linalg.eigh(matrix.to(dtype))
-    return values.double(), vectors.double()

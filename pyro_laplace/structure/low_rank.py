@@ -5,11 +5,6 @@ other. Of a positive semi-definite H, Nystroem's approximation ``Y (T'Y)^+ Y'`` 
 its rank (Halko et al. 2011, "Finding structure with randomness"; Tropp et al. 2017, "Fixed-rank approximation of a
 positive-semidefinite matrix from streaming data"). A prior whitens it afterwards: no other pass for another prior. A
 further pass, with T the range that the last one found, is a step of power iteration.
-
-A diagonal precision and an update of low rank, in the basis that the diagonal whitens.
-
-``Lambda = D^1/2 (I + Q diag(s) Q') D^1/2`` with orthonormal columns Q: its inverse and root are closed forms of the
-same shape (Woodbury), at a cost of params times rank.
 """
 
 from collections.abc import Sequence
@@ -19,13 +14,14 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._errors import IndefiniteCurvature, LaplaceError, UnsupportedProgram
-from pyro_laplace._typing import Draws, Matrix, Scalar, State, Theta
+from pyro_laplace._typing import State, Theta
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.reading.columns import Columns
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.block import Block
 from pyro_laplace.structure.explain import advise
+from pyro_laplace.structure.low_rank_block import LowRankBlock
 from pyro_laplace.structure.options import LowRank
 from pyro_laplace.structure.sum import Sum
 
@@ -189,72 +185,3 @@ def _refuse_prior(option: LowRank, anchor: Anchor, prior: Prior) -> None:
             f"{'is not positive' if prior.is_diagonal else 'couples their coordinates'}. Use 'full' for them, by a "
             "mapping {site glob: structure}"
         )
-
-
-class LowRankBlock(Block):
-    """``Lambda = D^1/2 (I + Q diag(s) Q') D^1/2``; its root is ``R = (I + Q diag(sqrt(1 + s) - 1) Q') D^1/2``."""
-
-    scale: Tensor
-    basis: Tensor
-    eigenvalues: Tensor
-
-    def __init__(self, diagonal: Theta, basis: Tensor, eigenvalues: Tensor) -> None:
-        """Hold the diagonal and the update.
-
-        Args:
-            diagonal: D [params], positive.
-            basis: Q [params, rank], orthonormal columns.
-            eigenvalues: s [rank], above -1.
-
-        Raises:
-            IndefiniteCurvature: if Lambda is not positive definite.
-        """
-        super().__init__()
-        if not bool((diagonal > 0).all()) or not bool((eigenvalues > -1).all()):
-            raise IndefiniteCurvature("the posterior precision is not positive definite")
-        self.register_buffer("scale", diagonal.double().sqrt())
-        self.register_buffer("basis", basis.double())
-        self.register_buffer("eigenvalues", eigenvalues.double())
-
-    @property
-    def size(self) -> int:
-        """Number of coordinates."""
-        return len(self.scale)
-
-    def log_det(self) -> Scalar:
-        """sum log D + sum log(1 + s)."""
-        return 2 * self.scale.log().sum() + self.eigenvalues.log1p().sum()
-
-    def color(self, white: Draws) -> Draws:
-        """D^-1/2 (z + Q ((1 + s)^-1/2 - 1) Q'z)."""
-        change = (1 + self.eigenvalues).rsqrt() - 1
-        return (self._changed(white.to(self.scale), change) / self.scale).to(white)
-
-    def whiten(self, deviation: Draws) -> Draws:
-        """x + Q (sqrt(1 + s) - 1) Q'x of x = D^1/2 d."""
-        change = (1 + self.eigenvalues).sqrt() - 1
-        return self._changed(deviation.to(self.scale) * self.scale, change).to(deviation)
-
-    def solve(self, vector: Tensor) -> Tensor:
-        """D^-1/2 (x - Q s/(1 + s) Q'x) of x = D^-1/2 v."""
-        change = -self.eigenvalues / (1 + self.eigenvalues)
-        return (self._changed(vector.to(self.scale) / self.scale, change) / self.scale).to(vector)
-
-    def variance(self) -> Theta:
-        """``(1 - Q^2 s/(1 + s)) / D``."""
-        shrunk = self.basis.square() @ (self.eigenvalues / (1 + self.eigenvalues))
-        return (1 - shrunk) / self.scale.square()
-
-    def to_dense(self) -> Matrix:
-        """D + D^1/2 Q diag(s) Q' D^1/2."""
-        root = self.scale.unsqueeze(-1) * self.basis
-        return self.scale.square().diag() + (root * self.eigenvalues) @ root.mT
-
-    def push(self, rows: Tensor) -> Tensor:
-        """x + Q ((1 + s)^-1/2 - 1) Q'x of x = D^-1/2 j."""
-        change = (1 + self.eigenvalues).rsqrt() - 1
-        return self._changed(rows.to(self.scale) / self.scale, change).to(rows)
-
-    def _changed(self, x: Tensor, change: Tensor) -> Tensor:
-        """x + Q diag(change) Q'x of x [..., params]."""
-        return x + ((x @ self.basis) * change) @ self.basis.mT

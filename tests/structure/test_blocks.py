@@ -9,8 +9,8 @@ import pyro_laplace as pl
 from pyro_laplace.structure.dense import Dense
 from pyro_laplace.structure.diag import DiagBlock
 from pyro_laplace.structure.dual import Dual
-from pyro_laplace.structure.kron import KronBlock
-from pyro_laplace.structure.low_rank import LowRankBlock
+from pyro_laplace.structure.kron_block import KronBlock
+from pyro_laplace.structure.low_rank_block import LowRankBlock
 from pyro_laplace.structure.precision import Precision
 
 pytestmark = pytest.mark.usefixtures("float64")
