@@ -153,7 +153,7 @@ def hessian_diagonal(fn: Callable[[Tensor], Tensor], theta: Theta) -> tuple[Thet
     generator = torch.Generator().manual_seed(0)
     probes = (torch.rand(2, theta.numel(), generator=generator, dtype=torch.float64) + 0.5).to(gradient)
     first, second = (pull(probe) / probe for probe in probes)
-    close = 1e2 * torch.finfo(theta.dtype).eps
+    close = settings.probe_rounding * torch.finfo(theta.dtype).eps
     if torch.allclose(first, second, rtol=close, atol=close * float(first.abs().max().nan_to_num())):
         return first, True
     diagonal = [

@@ -1,4 +1,6 @@
-"""Every size, budget and tolerance of the package, named once, with its reason.
+"""Sizes, budgets and tolerances of the package, each named once, with its reason.
+
+A number that belongs to one formula, as a floor that keeps a division finite, stands in the code beside it.
 
 They are read when they are used, so that one that is set holds from then on::
 
@@ -23,7 +25,13 @@ class Settings:
     # --- memory -------------------------------------------------------------------------------
 
     chunk_bytes: int = 2**28
-    """Bytes that what one chunk of the data makes may take: a batch is split, and small batches are joined, to it."""
+    """Bytes that what one chunk of the data makes may take, whatever `enough_bytes` and `enough_rows` say."""
+
+    enough_bytes: int = 2**23
+    """Bytes from which on a larger chunk gains nothing: a batch is split, and small batches are joined, to it."""
+
+    enough_rows: int = 128
+    """Rows that a chunk has all the same, where `chunk_bytes` allows them."""
 
     cut_bytes: int = 2**16
     """Bytes of a single batch's tensors below which it is not worth finding out whether it can be cut."""
@@ -114,6 +122,12 @@ class Settings:
     oversampling: int = 20
     """Columns of a low-rank sketch beyond its rank (Halko et al. 2011 advise 5 to 10; they cost little here)."""
 
+    outer_prior: float = 1e-5
+    """Relative difference up to which a weight's prior precision is the outer product that a Kronecker block needs."""
+
+    blamed_share: float = 0.05
+    """Share of a direction without a maximum from which on a site is named."""
+
     kron_rounding: float = 0.01
     """Rounding of a Kronecker curvature, in units of the prior precision, up to which the sites' dtype will do.
 
@@ -126,6 +140,41 @@ class Settings:
     dual_left: float = 1e-6
     """Part of the prior variance that data leave, below which a difference does not tell it."""
 
+    # --- rounding ---------------------------------------------------------------------------------
+
+    rounding: float = 1e3
+    """Units of the dtype's eps up to which results that should agree may differ, after sums over thousands of terms."""
+
+    probe_rounding: float = 1e2
+    """The same of two products of a diagonal Hessian, which sum over nothing."""
+
+    outer_rounding: float = 4.0
+    """The same of a scale that is an outer product of two vectors: two multiplications and a division."""
+
+    same_run: float = 1e-6
+    """Relative difference of the log densities of two runs beyond which the program draws something on its own."""
+
+    row_check_step: float = 0.1
+    """Distance from the start, in unconstrained units, of the point where rows are run: at zero too much is equal."""
+
+    rows_apart: float = 1e-9
+    """Relative part of a row's gradient that other rows may seem to contribute, in float64, without a hint of it."""
+
+    rows_apart_single: float = 1e-4
+    """The same in float32."""
+
+    all_seen: float = 1e-13
+    """Part of a gradient, relative to its Cauchy-Schwarz bound, that captured uses may leave unexplained in float64."""
+
+    all_seen_single: float = 2e-6
+    """The same in float32."""
+
+    half_rounding: float = 1e-2
+    """Both of these in half precision."""
+
+    normalised: float = 1e-4
+    """Log of a sum of probabilities up to which logits count as normalised, and do not tell what the program wrote."""
+
     # --- the mode -----------------------------------------------------------------------------
 
     mode_decrement: float = 0.1
@@ -136,6 +185,9 @@ class Settings:
 
     gauss_newton_steps: int = 20
     """Most Gauss-Newton steps with which `polish` ends."""
+
+    sufficient_decrease: float = 1e-4
+    """Share of the promised decrease that a backtracked step must make (Armijo's rule, Nocedal and Wright 2006)."""
 
     newton_steps: int = 500
     """Most steps of a search by Newton's method."""

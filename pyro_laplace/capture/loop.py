@@ -83,7 +83,8 @@ class Loop:
                 parts = -(-count // cut.limit)
                 size = -(-count // parts)
                 for start in range(0, count, size):
-                    yield size / count, self._chunk(cut.part(batch, start, min(start + size, count)), count)
+                    stop = min(start + size, count)
+                    yield (stop - start) / count, self._chunk(cut.part(batch, start, stop), count)
             else:
                 pending.append(batch)
                 rows += count

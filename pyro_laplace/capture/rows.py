@@ -41,8 +41,9 @@ class Cut:
 
     @property
     def limit(self) -> int:
-        """Rows of a chunk."""
-        return max(1, int(settings.chunk_bytes / max(1.0, self.bytes_of_row)))
+        """Rows of a chunk: enough for its operations to be worth their overhead, as far as memory allows."""
+        size = max(1.0, self.bytes_of_row)
+        return max(1, int(min(settings.chunk_bytes / size, max(settings.enough_bytes / size, settings.enough_rows))))
 
     def rows(self, batch: Batch, first: Batch) -> int | None:
         """How many rows a batch has; None where it does not have the form of the first one."""
@@ -96,7 +97,7 @@ def cut_of(program: Program, data: Data) -> Cut | None:
     whole = Cut(form, leaves, math.inf)
     try:
         with undisturbed(), modules_kept(program.model), torch.no_grad():
-            theta = program.start + 0.1 * _noise(program.start)
+            theta = program.start + settings.row_check_step * _noise(program.start)
             ends = (0, 2 * half), (0, half), (half, 2 * half)
             runs = [_measured_run(program, theta, whole.part(batch, *each)) for each in ends]
             if not _independent(program, theta, [run for run, _ in runs], half):
@@ -172,7 +173,7 @@ def _near(one: Tensor, other: Tensor) -> bool:
     if not one.is_floating_point():
         return torch.equal(one, other)
     scale = float(other.abs().max()) if other.numel() else 0.0
-    close = 1e3 * torch.finfo(one.dtype).eps
+    close = settings.rounding * torch.finfo(one.dtype).eps
     return bool(one.isfinite().all()) and torch.allclose(one, other, rtol=close, atol=close * scale)
 
 

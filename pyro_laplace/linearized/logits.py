@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_laplace._compat.torch import saved
 from pyro_laplace.likelihood import Likelihood, require_likelihood
 from pyro_laplace.program.run import Site
+from pyro_laplace.settings import settings
 
 
 def written_logits(likelihood: Likelihood) -> Tensor | None:
@@ -35,7 +36,7 @@ def predictor(site: Site) -> Tensor:
     kept = likelihood.family.link(likelihood.base)
     written = getattr(kept, _WRITTEN, None)
     found = unnormalised(kept) if written is None else (written, written.detach().logsumexp(-1))
-    if found is None or bool(found[1].abs().max() < 1e-4):
+    if found is None or bool(found[1].abs().max() < settings.normalised):
         return eta - eta.mean(-1, keepdim=True)
     return _expanded(found[0], eta)
 

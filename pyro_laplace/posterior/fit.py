@@ -266,7 +266,7 @@ class _Search:
                 break
             for halving in range(12):
                 trial, _ = objective.value_and_gradient(here + 0.5**halving * step)
-                if value - float(trial) > 1e-4 * 0.5**halving * slope:
+                if value - float(trial) > settings.sufficient_decrease * 0.5**halving * slope:
                     break
             else:
                 break

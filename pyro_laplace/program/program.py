@@ -28,6 +28,7 @@ from pyro_laplace.program.validate import (
     refuse_used_missing,
     start_value,
 )
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ class Program:
             if drew or changed:
                 runs = [program.run(theta, Chunk(first)) for _ in range(2)]
                 one, other = (sum_log_lik(r, Chunk(first)) + program.log_prior_of(r, theta) for r in runs)
-                refuse_changed_buffers(changed, random=not torch.isclose(one, other, rtol=1e-6, equal_nan=True))
+                refuse_changed_buffers(
+                    changed, random=not torch.isclose(one, other, rtol=settings.same_run, equal_nan=True)
+                )
                 refuse_randomness(one, other)
             own = run.subsampled if data.one_batch and program._reads_indices(theta, first, run) else {}
             return replace(program, own_indices=own, external=program._external(data, run, own))

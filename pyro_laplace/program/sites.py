@@ -96,8 +96,3 @@ def counts_of(latents: Mapping[str, Latent], index: Tensor) -> dict[str, int]:
     stops = torch.tensor([latent.slice.stop for latent in latents.values()], device=index.device)
     before = [0, *torch.searchsorted(index, stops).tolist()]
     return {name: stop - start for name, start, stop in zip(latents, before, before[1:], strict=False)}
-
-
-def names_of(latents: Mapping[str, Latent], index: Tensor) -> tuple[str, ...]:
-    """The sites that hold some coordinates of theta, given in ascending order, in trace order."""
-    return tuple(name for name, count in counts_of(latents, index).items() if count)

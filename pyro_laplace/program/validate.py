@@ -13,6 +13,7 @@ from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.program.run import Run, Site
 from pyro_laplace.program.sites import Latent
 from pyro_laplace.program.start import init_to_start
+from pyro_laplace.settings import settings
 
 
 def latent_layout(run: Run) -> dict[str, Latent]:
@@ -157,7 +158,7 @@ def refuse_randomness(first: Tensor, second: Tensor) -> None:
     Raises:
         UnsupportedProgram: saying what usually causes it.
     """
-    if not torch.isclose(first, second, rtol=1e-6, equal_nan=True):
+    if not torch.isclose(first, second, rtol=settings.same_run, equal_nan=True):
         raise UnsupportedProgram(
             f"the log density changes between two runs at the same latent values ({first.item():.6g}, "
             f"{second.item():.6g}): something random is not a latent site. Dropout: call model.eval(). A site hidden "

@@ -154,7 +154,7 @@ class Differentiated(SecondOrder):
             return torch.zeros_like(self.index, dtype=torch.bool)
         probe = _probes(1, len(self.index), self.gradient)[0]
         off = self._multiply(probe) - self.diagonal * probe.double()
-        return off.abs() > 1e3 * torch.finfo(self.gradient.dtype).eps * self.diagonal.abs().max()
+        return off.abs() > settings.rounding * torch.finfo(self.gradient.dtype).eps * self.diagonal.abs().max()
 
     @property
     def matrix(self) -> Matrix:
@@ -183,7 +183,7 @@ class Differentiated(SecondOrder):
             return torch.zeros(0, dtype=torch.float64, device=self.gradient.device), True
         probes = _probes(2, size, self.gradient)
         first, second = (self._multiply(probe) / probe for probe in probes)
-        close = 1e2 * torch.finfo(self.gradient.dtype).eps
+        close = settings.probe_rounding * torch.finfo(self.gradient.dtype).eps
         if torch.allclose(first, second, rtol=close, atol=close * float(first.abs().max().nan_to_num())):
             return first, True
         if size**2 <= settings.row_elements:

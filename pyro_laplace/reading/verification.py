@@ -18,12 +18,6 @@ from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.reading.gradients import Gradients
 from pyro_laplace.settings import settings
 
-_INDEPENDENT = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Of ``|h - u g|`` relative to ``|h|``."""
-
-_EXPLAINED = {torch.float64: 1e-13, torch.float32: 2e-6}
-"""Of an entry of ``sum h a`` relative to the Cauchy-Schwarz bound ``|h| |a|``."""
-
 type _ByOutput = Mapping[int, Tensor]
 
 
@@ -58,7 +52,9 @@ def independent(
             continue
         generator = torch.Generator().manual_seed(number)
         u, plain, mixed = gradients.mixtures(generator, elements)
-        if not _rows_scale(uses, scales, plain, mixed, u, _INDEPENDENT.get(run.anchor.theta.dtype, 1e-2)):
+        if not _rows_scale(
+            uses, scales, plain, mixed, u, _tolerance(run.anchor.theta, settings.rows_apart, settings.rows_apart_single)
+        ):
             return False
         if unsure:
             weights = gradients.mixed_weights(torch.Generator().manual_seed(number))
@@ -113,7 +109,7 @@ def unexplained(
             error[name] = _error_by_probes(h, a, leaves.get(name), use.index)
         else:
             found.index_add_(0, use.index.reshape(-1), (h.mT @ a).reshape(-1).double())
-    tolerance = _EXPLAINED.get(theta.dtype, 1e-2)
+    tolerance = _tolerance(theta, settings.all_seen, settings.all_seen_single)
     rounding = torch.finfo(theta.dtype).eps * max(bound.values(), default=0.0)
     for name in names:
         if name not in alone:
@@ -121,6 +117,10 @@ def unexplained(
         if not error[name] <= tolerance * max(bound.get(name, 0.0), rounding):
             return None
     return frozenset(name for name in names if bound.get(name, 0.0) <= rounding)
+
+
+def _tolerance(like: Tensor, double: float, single: float) -> float:
+    return {torch.float64: double, torch.float32: single}.get(like.dtype, settings.half_rounding)
 
 
 def _large_and_alone(run: CapturedRun, uses: list[Use], scales: list[Scale]) -> set[str]:

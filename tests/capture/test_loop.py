@@ -204,6 +204,20 @@ def test_small_batches_are_joined_and_large_ones_cut():
     assert sizes(regression, batches, chunk_bytes=int(8.5 * bytes_of_row)) == [4, 8, 8, 4]
 
 
+def test_chunks_have_enough_bytes_or_rows_and_no_more_than_memory_allows():
+    batches = [tuple(each[start : start + 2] for each in inputs()) for start in range(0, N, 2)]
+    loop = Loop(Program.trace(regression, as_data(batches)), as_data(batches))
+    row = loop.cut.bytes_of_row
+
+    def found(**budgets):
+        return sizes(regression, batches, **budgets)
+
+    assert found(enough_bytes=int(6.5 * row), enough_rows=1) == [6] * 4
+    assert found(enough_bytes=1, enough_rows=8) == [8] * 3
+    assert found(enough_bytes=int(6.5 * row), enough_rows=12) == [12] * 2
+    assert found(enough_bytes=int(6.5 * row), enough_rows=12, chunk_bytes=int(4.5 * row)) == [4] * 6
+
+
 def test_single_rows_are_joined():
     x, y = inputs()
     assert sizes(regression, [(x[i : i + 1], y[i : i + 1]) for i in range(N)]) == [N]
