@@ -1,7 +1,7 @@
 """Where a curvature is measured: theta, some of whose coordinates are free."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -42,11 +42,6 @@ class Anchor:
         """Values of the free coordinates."""
         return self.theta[self.index]
 
-    @cached_property
-    def everything(self) -> Tensor:
-        """The free coordinates by number, 0, 1, ..."""
-        return torch.arange(self.size, device=self.index.device)
-
     def on(self, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A function of theta as a function of the free coordinates."""
         if len(self.index) == len(self.theta):
@@ -54,16 +49,15 @@ class Anchor:
         return lambda free: fn(self.theta.index_copy(0, self.index, free))
 
     def only(self, chosen: Tensor) -> "Anchor":
-        """The same with some of its free coordinates, chosen by their place among them, left free."""
-        index = self.index[chosen].sort().values
-        return Anchor(self.theta, index, self.latents, self.curvature, self.hyperparameters)
+        """The same with some of its free coordinates, chosen by their ascending place among them, left free."""
+        return replace(self, index=self.index[chosen])
 
     def whole(self) -> "Anchor":
         """The same with every site of which a coordinate is free left free as a whole."""
         if all(count in (0, self.latents[name].size) for name, count in self._counts.items()):
             return self
         index = coordinates_of(self.latents, self.touched).to(self.index.device)
-        return Anchor(self.theta, index, self.latents, self.curvature, self.hyperparameters)
+        return replace(self, index=index)
 
     @property
     def touched(self) -> tuple[str, ...]:
@@ -71,7 +65,7 @@ class Anchor:
         return tuple(name for name, count in self._counts.items() if count)
 
     @property
-    def sites(self) -> frozenset[str]:
+    def whole_sites(self) -> frozenset[str]:
         """The sites that are free as a whole."""
         return frozenset(name for name, count in self._counts.items() if count == self.latents[name].size)
 
@@ -104,7 +98,7 @@ class Anchor:
     def positions(self) -> Tensor:
         """Where each coordinate of theta lies among the free ones [params]; -1 if it does not."""
         positions = torch.full((len(self.theta),), -1, device=self.index.device)
-        return positions.index_copy(0, self.index, self.everything)
+        return positions.index_copy(0, self.index, torch.arange(self.size, device=self.index.device))
 
     def differs_from(self, other: "Anchor") -> str | None:
         """What keeps sums at both from being added; None if they are the same point of the same program.

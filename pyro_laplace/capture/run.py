@@ -15,6 +15,9 @@ from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program, add_up, log_lik_of
 from pyro_laplace.program.run import Run
 
+type Verdicts = dict[tuple[str, frozenset[str]], bool]
+"""What was found out of a program, by question and sites."""
+
 
 @dataclass(frozen=True, eq=False)
 class Score:
@@ -55,11 +58,16 @@ class CapturedRun:
     run: Run = field(default_factory=Run)
     leaves: Mapping[str, Tensor] = field(default_factory=dict)
     capture: Capture | None = None
-    verdicts: dict[tuple[str, frozenset[str]], bool] = field(default_factory=dict)
+    verdicts: Verdicts = field(default_factory=dict)
 
     @staticmethod
     def make(
-        program: Program, anchor: Anchor, chunk: Chunk, captured: bool = True, params: Values | None = None
+        program: Program,
+        anchor: Anchor,
+        chunk: Chunk,
+        captured: bool = True,
+        params: Values | None = None,
+        verdicts: Verdicts | None = None,
     ) -> "CapturedRun":
         """Run the program on a chunk.
 
@@ -69,11 +77,12 @@ class CapturedRun:
             chunk: the data.
             captured: whether the operations that consume the free sites are wanted.
             params: values of `pyro.param`s in place of those that the param store has.
+            verdicts: what other runs of the pass found out, which this one adds to.
 
         Returns:
             the run.
         """
-        free, theta = anchor.touched, anchor.theta
+        free, theta, shared = anchor.touched, anchor.theta, {} if verdicts is None else verdicts
         leaves = {name: theta[program.layout[name]].clone().requires_grad_() for name in free}
         with torch.enable_grad():
             values = {
@@ -81,7 +90,8 @@ class CapturedRun:
                 for name, latent in program.latents.items()
             }
             if not captured:
-                return CapturedRun(program, anchor, chunk, program.run_at(values, chunk, params=params), leaves)
+                run = program.run_at(values, chunk, params=params)
+                return CapturedRun(program, anchor, chunk, run, leaves, None, shared)
             index = {
                 name: _coordinates(program.latents[name].slice, anchor).reshape(program.latents[name].shape)
                 for name in free
@@ -89,7 +99,7 @@ class CapturedRun:
             }
             with Capture({name: values[name] for name in index}, index) as capture:
                 run = program.run_at(values, chunk, params=params)
-        return CapturedRun(program, anchor, chunk, run, leaves, capture)
+        return CapturedRun(program, anchor, chunk, run, leaves, capture, shared)
 
     def release(self) -> None:
         """Let go of the graph, which whoever iterates over runs would otherwise hold beside the next one."""

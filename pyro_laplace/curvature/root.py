@@ -79,11 +79,11 @@ class SiteRoot:
 
     @property
     def columns(self) -> int:
-        """Rows of the root that one datum has."""
+        """How many rows of the root each datum has: b times k of `by_datum`."""
         return self.vectors.shape[1 : self.vectors.dim() - 2 - self.joint].numel() * self.vectors.shape[-1]
 
     def whiten(self, site: Site) -> Tensor:
-        """z = S'f `[*batch, columns]`, of a run anywhere."""
+        """z = S'f `[*batch, k]`, of a run anywhere."""
         products = torch.einsum("...ok,...o->...k", self.vectors, self.outputs(site).double())
         return products.sum(tuple(range(-1 - self.joint, -1))) if self.joint else products
 

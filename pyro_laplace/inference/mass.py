@@ -12,6 +12,7 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.program.program import Program
+from pyro_laplace.structure.diag import DiagBlock
 
 
 class LaplaceMass(BlockMassMatrix):
@@ -36,7 +37,8 @@ class LaplaceMass(BlockMassMatrix):
                 f"precondition holds a part of sites {list(guide.partial)} at the mode, and a mass matrix covers whole "
                 "sites: give a guide whose subset is of whole sites"
             )
-        self.dense_sites = [] if guide.structure == "diag" else [guide.random]
+        independent = all(isinstance(block, DiagBlock) for block in guide.precision.blocks)
+        self.dense_sites = [] if independent else [guide.random]
         self.adapts = len(guide.random) < len(program.latents)
         self._latents = program.latents
         self._adapted: dict[tuple[str, ...], WelfordCovariance] = {}

@@ -142,11 +142,7 @@ class Family(ABC):
         log_p = self.log_classes(eta)
         if log_p is None:
             return None
-        if weights is None:
-            return self.of_log_classes(log_p.logsumexp(0) - math.log(len(log_p)))
-        return self.of_log_classes(
-            (log_p + weights.log().to(log_p).reshape(-1, *(1,) * (log_p.dim() - 1))).logsumexp(0)
-        )
+        return self.of_log_classes(log_mean(log_p, weights))
 
     def averaged(self, eta: GaussianEta, fn: Any) -> Any | None:
         """The distribution with class probabilities averaged over draws of eta.

@@ -1,5 +1,6 @@
 """`update`: further data for a posterior, at the mode that it has."""
 
+import math
 import time
 from typing import Any
 
@@ -68,7 +69,8 @@ def update(guide: Any, data: Any, *, on_not_a_mode: str = "warn", progress: bool
             precision = likelihood.posterior(prior)
         except NeedsDouble:
             likelihood = kept.merged(sum_over_data(*parts, double=True, **options).likelihood)
-            precision = likelihood.posterior(prior)
+            with settings.using(kron_rounding=math.nextafter(math.inf, 0)):  # the fit found that of `kept` small enough
+                precision = likelihood.posterior(prior)
         gradient = guide.mode.gradient + new.gradient
         mode = judge(guide.theta, guide.mode.log_joint + new.log_lik, gradient, precision, guide.mode.moved)
         report(mode, on_not_a_mode, "fit all data jointly from here: fit_laplace(model, all_data, guide.median())")

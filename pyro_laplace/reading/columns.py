@@ -27,14 +27,14 @@ class Columns:
         factors: captured pairs (a, G) and dense columns of a root A: what is added is A'A.
         direct: the inputs and the Fisher information of a layer that is the likelihood's own.
         rest: what had to be had by automatic differentiation.
-        first: whether these are the first columns of their term on the chunk. The others have the same inputs a.
+        with_inputs: whether the inputs a count; of columns that come in slices, those of the first slice do.
     """
 
     size: int
     factors: Factors | None = None
     direct: Direct | None = None
     rest: Rest | None = None
-    first: bool = True
+    with_inputs: bool = True
 
     def rooted(self) -> Iterator[Factors] | None:
         """The rows of a root, as factors, some after the other; None where there is no root."""
@@ -71,8 +71,9 @@ class Columns:
     def over(self, chosen: Tensor) -> "Columns":
         """The same over some of the free coordinates, by their place among them; the others are held."""
         if self.rest is not None:
-            return Columns(len(chosen), rest=self.rest.over(chosen), first=self.first)
-        return Columns(len(chosen), factors=restrict(self._factors, chosen, self.size), first=self.first)
+            return Columns(len(chosen), rest=self.rest.over(chosen), with_inputs=self.with_inputs)
+        factors = restrict(self._factors, chosen, self.size)
+        return Columns(len(chosen), factors=factors, with_inputs=self.with_inputs)
 
     @property
     def _factors(self) -> Factors:

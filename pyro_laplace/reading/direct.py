@@ -40,14 +40,14 @@ def direct_of(run: CapturedRun, root: Root | None, anchor: Anchor) -> Direct | N
         return None
     captured = run.capture.captured(len(information.weight), lambda: eta[0].sum())
     layers = layers_of(captured.uses)
-    if len(layers) != 1 or captured.scales or captured.opaque or layers[0].index.numel() != anchor.size:
+    if len(layers) != 1 or captured.scales or captured.opaque or not _covers(layers[0].index, anchor):
         return None
-    names = anchor.sites
+    names = anchor.whole_sites
     if not run.score.outputs:
         return None
     if ("uses", names) not in run.verdicts:
         unsure = unexplained(run, captured.uses, [], run.score.outputs, run.score.leaves, names)
-        run.verdicts["uses", names] = unsure == set()
+        run.verdicts["uses", names] = unsure == set()  # neither None, of uses not seen, nor sites that tell nothing
     if not run.verdicts["uses", names]:
         return None
     (layer,) = layers
@@ -56,6 +56,11 @@ def direct_of(run: CapturedRun, root: Root | None, anchor: Anchor) -> Direct | N
     return Direct(
         anchor.positions[layer.index], inputs if bool(live.all()) else inputs[live], information, live, layer.has_bias
     )
+
+
+def _covers(index: Tensor, anchor: Anchor) -> bool:
+    """Whether some coordinates of theta are the free ones, each once."""
+    return index.numel() == anchor.size and torch.equal(index.reshape(-1).sort().values, anchor.index)
 
 
 def _feeds(output: Output, eta: Tensor, shift_invariant: bool) -> bool:

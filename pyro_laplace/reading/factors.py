@@ -81,25 +81,25 @@ class Factored:
             rest = rest[:0]
 
 
-def factor(run: CapturedRun, root: Root, anchor: Anchor | None = None, check: bool = True) -> Factored | None:
+def factor(run: CapturedRun, root: Root, anchor: Anchor, check: bool = True) -> Factored | None:
     """Factor a curvature's root; None where the program does not have the structure that this needs.
 
     Args:
         run: the program's run, captured.
         root: on its chunk.
-        anchor: theta and its free coordinates, whole sites, if not all of the run's.
+        anchor: theta and its free coordinates, whole sites.
         check: whether to find out that rows are independent and all uses seen, unless another run of the pass has.
 
     Returns:
         the factored root, or None.
     """
-    program, anchor = run.program, (run.anchor if anchor is None else anchor)
+    program = run.program
     counts = {site_root.num_obs for site_root in root.sites.values()}
     count = counts.pop() if len(counts) == 1 else None
     if run.capture is None or count is None:
         return None
     captured = run.capture.captured(count, lambda: _first_datum(run, root))
-    free = anchor.sites
+    free = anchor.whole_sites
     uncaptured = {name for name in free if program.latents[name].constrained} | (captured.opaque & free)
     if captured.scales and captured.uses:  # a scale and a weight at once
         weights = torch.cat([use.index.reshape(-1) for use in captured.uses])

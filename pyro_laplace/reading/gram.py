@@ -2,7 +2,8 @@
 
 For two products at one position each, block (l, m) of A'A is ``sum_n (g_l' g_m)_n (x) (a_l a_m')_n``: one matrix
 product over the data, with as many times fewer operations than J'J as a datum has rows. Where l = m both factors are
-symmetric, and a quarter of it is enough. All sums over data are in float64.
+symmetric, and a quarter of it is enough. Sums over data are in float64, but for a chunk's sums of squares, which
+`diagonal_of` makes in the products' own dtype.
 """
 
 from collections.abc import Iterator

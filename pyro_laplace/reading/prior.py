@@ -53,7 +53,7 @@ class Prior:
         return Prior(log_p, log_p, torch.zeros_like(known), known, nothing)
 
     def over(self, chosen: Tensor) -> "Prior":
-        """The same over some of the free coordinates, by their place among them; the others are held."""
+        """The same over some free coordinates, by their place, the others held; the log densities stay those of all."""
         moved = torch.full((len(self.known) + 1,), -1, device=chosen.device)  # the last entry is that of -1
         moved[chosen] = torch.arange(len(chosen), device=chosen.device)
         rest = self.rest.moved(moved)

@@ -46,7 +46,7 @@ def columns_of(
         else:
             seen: set[str] = set()
             for name, factors in captured:
-                yield (name,), Columns(anchor.size, factors=factors, first=name not in seen)
+                yield (name,), Columns(anchor.size, factors=factors, with_inputs=name not in seen)
                 seen.add(name)
     exact = exact_terms(run, root)
     if exact:

@@ -45,6 +45,9 @@ class Product:
 class Factors:
     """Some columns of the root of one observed site on one chunk.
 
+    No coordinate of a product is a dense one, and no dense one is there twice; products may share coordinates, whose
+    rows then add up.
+
     Attributes:
         products: captured coordinates.
         dense_index: free coordinates [d] that were not captured.

@@ -1,5 +1,6 @@
 """The one table of structures, and the pass over the data that fills their sums."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace._typing import State, Terms
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.loop import Loop
-from pyro_laplace.capture.run import CapturedRun
+from pyro_laplace.capture.run import CapturedRun, Verdicts
 from pyro_laplace.curvature.root import Curvature, Root
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
@@ -52,8 +53,7 @@ def check_structure(structure: object) -> None:
     Raises:
         InvalidOption: naming it, and listing what is possible.
     """
-    names = ", ".join(repr(name) for name in STRUCTURES if isinstance(name, str))
-    single = f"{names}, pl.Kron(shared) or pl.LowRank(rank)"
+    single = ", ".join(repr(each) if isinstance(each, str) else _written(each) for each in STRUCTURES)
     if isinstance(structure, Mapping):
         if not structure:
             raise InvalidOption(f"structure is an empty mapping: give {{site glob: structure}}, of {single}")
@@ -149,14 +149,13 @@ class _Running:
         self.sums: dict[Terms, SumOverData] = {}
         self.statistics: dict[str, TermStatistics] = {}
         self.gradient = torch.zeros(anchor.size, dtype=torch.float64, device=anchor.theta.device)
-        self.verdicts: dict[tuple[str, frozenset[str]], bool] = {}
+        self.verdicts: Verdicts = {}
         self.direct = _parts(structure, anchor) is None and _all(structure, "takes_direct")
 
     def take(self, program: Program, chunk: Chunk, curvature: Curvature, jacobian: bool) -> None:
         """Run the program on a chunk, and add what it says."""
         with undisturbed(rng=False):
-            run = CapturedRun.make(program, self.anchor, chunk, captured=curvature.rooted)
-            run.verdicts = self.verdicts
+            run = CapturedRun.make(program, self.anchor, chunk, captured=curvature.rooted, verdicts=self.verdicts)
             root = curvature.root(program, run.run, chunk, self.seen)
             if not self.sums:
                 self._plan(run, root, jacobian)
@@ -212,6 +211,11 @@ def restore(state: State, anchor: Anchor, structure: Structure) -> LikelihoodSum
         state["num_data"],
         state["double"],
     )
+
+
+def _written(option: type) -> str:
+    """How an object with a structure's options is made, such as LowRank(rank, passes)."""
+    return f"{option.__name__}({', '.join(inspect.signature(option).parameters)})"
 
 
 def _plan(structure: Structure, anchor: Anchor, prior: Prior, exact: Sequence[str], double: bool) -> SumOverData:

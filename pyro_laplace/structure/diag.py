@@ -12,7 +12,7 @@ from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.reading.columns import Columns
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.structure.block import Basis, Block
-from pyro_laplace.structure.explain import explain
+from pyro_laplace.structure.explain import explain_diagonal
 from pyro_laplace.structure.sum import Sum
 
 
@@ -79,7 +79,7 @@ class DiagSum(Sum):
         try:
             return DiagBlock(prec)
         except IndefiniteCurvature:
-            raise IndefiniteCurvature(explain(prec.diag(), self.anchor)) from None
+            raise IndefiniteCurvature(explain_diagonal(prec, self.anchor)) from None
 
 
 class DiagBlock(Block):

@@ -4,12 +4,18 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._compat.torch import LinAlgError
-from pyro_laplace._typing import Matrix
+from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.settings import settings
 
 _COLLAPSE = (
     "A scale that collapses to zero at the joint mode wants the non-centred form: x = loc + scale * z with z ~ "
     "Normal(0, 1)"
+)
+
+_NOT_FINITE = (
+    "the curvature of the log joint is not finite at this point, or has no usable scale. A zero scale, a probability "
+    "of 0 or 1, or an operation whose second derivative is undefined at the mode are usual causes. "
 )
 
 
@@ -19,12 +25,16 @@ def explain(matrix: Matrix, anchor: Anchor) -> str:
     try:
         values, vectors = torch.linalg.eigh(matrix / scale / scale.unsqueeze(-1))
     except LinAlgError:
-        return (
-            "the curvature of the log joint is not finite at this point, or has no usable scale. A zero scale, a "
-            "probability of 0 or 1, or an operation whose second derivative is undefined at the mode are usual causes. "
-            f"{_COLLAPSE}"
-        )
+        return _NOT_FINITE + _COLLAPSE
     return advise(vectors[:, 0].square(), float(values[0]), anchor)
+
+
+def explain_diagonal(prec: Theta, anchor: Anchor) -> str:
+    """The same of independent coordinates with precisions [params]."""
+    if not bool(prec.isfinite().all()):
+        return _NOT_FINITE + _COLLAPSE
+    to_blame = (prec <= 0).double()
+    return advise(to_blame / to_blame.sum(), float(prec.min().sign()), anchor)
 
 
 def advise(shares: Tensor, value: float, anchor: Anchor) -> str:
@@ -34,7 +44,7 @@ def advise(shares: Tensor, value: float, anchor: Anchor) -> str:
         name: float(shares[(index >= latent.slice.start) & (index < latent.slice.stop)].sum())
         for name, latent in anchor.latents.items()
     }
-    sites = [name for name, s in sorted(share.items(), key=lambda item: -item[1]) if s > 0.05]
+    sites = [name for name, s in sorted(share.items(), key=lambda item: -item[1]) if s > settings.blamed_share]
     exact = "the exact Hessian may be indefinite there: try curvature='ggn'. " if anchor.curvature == "hessian" else ""
     return (
         f"the log joint has no strict maximum along a direction of sites {sites} (scaled curvature "

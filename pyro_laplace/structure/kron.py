@@ -40,6 +40,7 @@ class KronSum(Sum):
 
     def __init__(self, anchor: Anchor, shared: str, dtype: torch.dtype) -> None:
         self.anchor, self.shared, self.dtype = anchor, shared, dtype
+        self.rounding = torch.finfo(dtype).eps  # relative, of the coarsest products that were summed
         self.layers: list[KronFactors] = []
         self.index = anchor.index[:0]
         self.matrix = torch.zeros(0, 0, dtype=torch.float64, device=anchor.theta.device)
@@ -57,7 +58,7 @@ class KronSum(Sum):
             InvalidOption: if a site is free in part only.
             UnsupportedProgram: if a term has no root.
         """
-        partial = [name for name in anchor.touched if name not in anchor.sites]
+        partial = [name for name in anchor.touched if name not in anchor.whole_sites]
         if partial:
             raise InvalidOption(
                 f"structure='kron' covers whole sites, and the subset holds a part of sites {partial}: use 'full', "
@@ -93,11 +94,10 @@ class KronSum(Sum):
             )
         for product in by_weight(factors.products):
             layer = self._layer(product.index, product.has_bias)
-            layer.add(product, self.shared, columns.first, self.dtype)
+            layer.add(product, self.shared, columns.with_inputs, self.dtype)
         if len(factors.dense_index):
-            self._hold(factors.dense_index)
             rows = torch.cat([factors.dense.flatten(0, 1), factors.dense_only]).double()
-            self.matrix.addmm_(rows.mT, rows)
+            self._add_dense(factors.dense_index, rows.mT @ rows)
 
     def merge(self, other: "KronSum") -> None:
         """Factors and counts add up.
@@ -108,16 +108,15 @@ class KronSum(Sum):
         Raises:
             UnsupportedProgram: if it has other layers.
         """
-        same = len(self.layers) == len(other.layers) and torch.equal(self.index, other.index)
-        theirs = [next((each for each in other.layers if each.is_over(own.index)), None) for own in self.layers]
-        if not same or any(each is None for each in theirs):
+        theirs = [each for own in self.layers for each in other.layers if each.is_over(own.index)]
+        if not len(self.layers) == len(theirs) == len(other.layers):
             raise UnsupportedProgram(
                 "the new data use the weights by other operations than the data of the fit did: fit all data jointly"
             )
         for own, each in zip(self.layers, theirs, strict=True):
-            own.merge(each or own)
-        self.matrix = self.matrix + other.matrix
-        self.dtype = torch.promote_types(self.dtype, other.dtype)
+            own.merge(each)
+        self._add_dense(other.index, other.matrix)
+        self._work_like(other)
 
     @classmethod
     def weighted(cls, parts: Sequence[tuple["KronSum", float]]) -> "KronSum":
@@ -125,25 +124,25 @@ class KronSum(Sum):
         first = parts[0][0]
         total = cls(first.anchor, first.shared, first.dtype)
         for part, factor in parts:
+            total._work_like(part)
             for layer in part.layers:
                 own = total._layer(layer.index, layer.has_bias)
-                own.inputs, own.count = layer.inputs, layer.count
+                own.inputs, own.count = layer.inputs.clone(), layer.count
                 own.gradients = own.gradients + layer.gradients * factor
-            if len(part.index):
-                total._hold(part.index)
-                total.matrix += part.matrix * factor
+            total._add_dense(part.index, part.matrix * factor)
         return total
 
     def state(self) -> State:
         """The factors of each layer, and the matrix."""
         layers = [layer.state() for layer in self.layers]
-        dense = {"index": self.index, "matrix": self.matrix}
-        return {"shared": self.shared, "double": self.dtype == torch.float64, "layers": layers, **dense}
+        precision = {"double": self.dtype == torch.float64, "rounding": self.rounding}
+        return {"shared": self.shared, **precision, "layers": layers, "index": self.index, "matrix": self.matrix}
 
     @classmethod
     def from_state(cls, state: State, anchor: Anchor) -> "KronSum":
         """What `state` gave."""
         total = cls(anchor, state["shared"], torch.float64 if state["double"] else anchor.theta.dtype)
+        total.rounding = state["rounding"]
         total.layers = [KronFactors.from_state(layer) for layer in state["layers"]]
         total.index, total.matrix = state["index"], state["matrix"].clone()
         return total
@@ -174,11 +173,8 @@ class KronSum(Sum):
         if self.layers and not prior.is_diagonal:
             self._refuse_coupled(prior)
         placed: list[tuple[Tensor, Block]] = [block for layer in self.layers for block in self._blocks(layer, prior)]
-        eps = torch.finfo(self.dtype).eps
-        for _, block in placed:
-            assert isinstance(block, KronBlock)
-            if self.dtype != torch.float64 and eps * float(block.eigenvalues.max()) >= settings.kron_rounding:
-                raise NeedsDouble(f"sums in {self.dtype} are too coarse for this prior: make them in float64")
+        if self.rounding > torch.finfo(torch.float64).eps:
+            self._refuse_rounding(placed)
         if len(self.index):
             everything = torch.arange(len(self.index), device=self.index.device)
             anchor = self.anchor.only(self.index)
@@ -193,12 +189,26 @@ class KronSum(Sum):
             self.layers.append(found)
         return found
 
-    def _hold(self, index: Tensor) -> None:
-        """Make room for the coordinates that no product holds."""
-        if len(index) != len(self.index):
-            size = len(index)
+    def _add_dense(self, index: Tensor, matrix: Tensor) -> None:
+        """Add the curvature of coordinates that no product holds; they are kept in ascending order."""
+        known = torch.cat([self.index, index]).unique()
+        if len(known) > len(self.index):
+            size = len(known)
             refuse_too_large(size**2, 8, f"the curvature [{size}, {size}] of uncaptured sites", "use structure='diag'")
-            self.index, self.matrix = index, torch.zeros(size, size, dtype=torch.float64, device=index.device)
+            total = torch.zeros(size, size, dtype=torch.float64, device=index.device)
+            places = torch.searchsorted(known, self.index)
+            total[places.unsqueeze(1), places] = self.matrix
+            self.index, self.matrix = known, total
+        if torch.equal(index, self.index):
+            self.matrix = self.matrix + matrix
+        else:
+            places = torch.searchsorted(self.index, index)
+            self.matrix[places.unsqueeze(1), places] += matrix
+
+    def _work_like(self, other: "KronSum") -> None:
+        """Take over the finer dtype to work in, and the coarser rounding."""
+        self.dtype = torch.promote_types(self.dtype, other.dtype)
+        self.rounding = max(self.rounding, other.rounding)
 
     def _blocks(self, layer: KronFactors, prior: Prior) -> Iterator[tuple[Tensor, Block]]:
         """One block for a weight and its bias where the prior factorises over both, else one for each.
@@ -234,6 +244,17 @@ class KronSum(Sum):
                 )
             yield index, KronBlock(part.gradients, part.inputs, *factors, part.count, self.dtype)
 
+    def _refuse_rounding(self, placed: list[tuple[Tensor, Block]]) -> None:
+        for index, block in placed:
+            assert isinstance(block, KronBlock)
+            found = self.rounding * float(block.eigenvalues.max())
+            if found >= settings.kron_rounding:
+                raise NeedsDouble(
+                    f"structure='kron': the sums over data of sites {self.anchor.names_of(index)} were made in "
+                    f"{self.anchor.theta.dtype}, whose rounding is {found:.2g} of this prior's precision: fit again "
+                    "under 'with pl.settings.using(kron_rounding=1e-9)', which makes them in float64"
+                )
+
     def _refuse_overlap(self) -> None:
         together = torch.cat([self.index, *(layer.index.reshape(-1) for layer in self.layers)])
         counts = torch.bincount(together, minlength=self.anchor.size)
@@ -241,7 +262,11 @@ class KronSum(Sum):
             return
         twice = bool((counts > 1).any())
         where = (counts > 1 if twice else counts == 0).nonzero()[:, 0]
-        what = "share a part of a weight" if twice else "do not reach the observed sites"
+        what = (
+            "share a part of a weight, or are captured as such in some chunks of the data only"
+            if twice
+            else "do not reach the observed sites"
+        )
         raise UnsupportedProgram(
             f"structure='kron': products of sites {self.anchor.names_of(where)} {what}: use structure='full' or 'diag'"
         )
@@ -263,5 +288,5 @@ def _outer(prior: Tensor) -> tuple[Tensor, Tensor] | None:
     if not bool((prior > 0).all()):
         return None
     out_prior, in_prior = prior[:, 0] / prior[0, 0], prior[0]
-    close = torch.allclose(out_prior.unsqueeze(-1) * in_prior, prior, rtol=1e-5)
+    close = torch.allclose(out_prior.unsqueeze(-1) * in_prior, prior, rtol=settings.outer_prior)
     return (out_prior, in_prior) if close else None

@@ -1,5 +1,6 @@
 """The likelihood's sum over data as a value: what a posterior is made of, whatever its prior."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,12 +71,15 @@ class LikelihoodSum:
         Raises:
             NeedsDouble: if the sums are too coarse for this prior.
             IndefiniteCurvature: if the point is no maximum in some direction.
-            InvalidOption: for a factor of a term that there is not.
+            InvalidOption: for a factor of a term that there is not, or that is negative or not finite.
         """
         factors = factors or {}
         unknown = sorted(factors.keys() - self.statistics.keys())
         if unknown:
             raise InvalidOption(f"factors: the terms {unknown} are none of {list(self.statistics)}")
+        bad = {name: factor for name, factor in factors.items() if not 0 <= factor < math.inf}
+        if bad:
+            raise InvalidOption(f"factors={bad}: give finite numbers that are not negative")
         parts = [(each, self._factor(terms, factors)) for terms, each in self.sums.items()]
         first = parts[0][0]
         total = first if len(parts) == 1 and parts[0][1] == 1.0 else type(first).weighted(parts)
@@ -112,10 +116,12 @@ class LikelihoodSum:
             InvalidOption: if it was measured elsewhere, or in another structure.
         """
         difference = self.anchor.differs_from(other.anchor)
-        if difference or str(self.structure) != str(other.structure) or self.sums.keys() != other.sums.keys():
-            raise InvalidOption(
-                f"these sums over data do not add up: they differ in their {difference or 'structure or terms'}"
-            )
+        if not difference and not _same(self.structure, other.structure):
+            difference = f"structure, {self.structure!r} and {other.structure!r}"
+        if not difference and self.sums.keys() != other.sums.keys():
+            difference = f"terms, {list(self.sums)} and {list(other.sums)}"
+        if difference:
+            raise InvalidOption(f"these sums over data do not add up: they differ in their {difference}")
         sums: dict[Terms, SumOverData] = {}
         for terms, own in self.sums.items():
             sums[terms] = type(own).weighted([(own, 1.0)])
@@ -128,11 +134,15 @@ class LikelihoodSum:
             statistics=statistics,
             gradient=gradient,
             num_data=self.num_data + other.num_data,
-            double=self.double or other.double,
+            double=self.double and other.double,
         )
 
     def state(self) -> State:
-        """As plain tensors, numbers and names; `build.restore` makes it again, at the anchor that it was made at."""
+        """As plain tensors, numbers and names; `build.restore` makes it again, at the anchor that it was made at.
+
+        Returns:
+            the sum's own tensors, not copies: they are to be saved or read, and not changed.
+        """
         return {
             "sums": [{"terms": list(terms), "sum": each.state()} for terms, each in self.sums.items()],
             "statistics": {name: each.state() for name, each in self.statistics.items()},
@@ -154,6 +164,13 @@ class LikelihoodSum:
                 f"the terms {list(terms)} are summed together: give them one factor, not {dict(factors)}"
             )
         return given.pop()
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two structures are the same; of mappings in the same order too, as the first glob that matches wins."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return list(one.items()) == list(other.items())
+    return type(one) is type(other) and bool(one == other)
 
 
 def _num_bytes(state: Any) -> int:

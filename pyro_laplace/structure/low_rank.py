@@ -84,15 +84,17 @@ class LowRankSum(Sum):
             other: the sum over other data.
 
         Raises:
-            LaplaceError: if its test matrix is another.
+            LaplaceError: if its test matrix is another, which the data of earlier passes or another prior chose.
         """
-        same = self.test is other.test or (
-            self.test is not None and other.test is not None and torch.equal(self.test, other.test.to(self.test))
-        )
-        if not same:
+        if not _same(self.test, other.test):
             raise LaplaceError(
-                f"{self.option} sketched its data by test matrices that the data themselves chose, and the sketches do "
-                "not add up: fit all data jointly, or give passes=1"
+                f"{self.option}: the sketches of these data were made by different test matrices and do not add up: "
+                + (
+                    "the data of the earlier passes chose them. Fit all data jointly, or give passes=1"
+                    if self.option.passes > 1
+                    else "they have the scale of the prior, and the priors differ. Fit all data jointly, or both under "
+                    "one prior, and give the other to posterior(prior)"
+                )
             )
         self.sketch = self.sketch + other.sketch
 
@@ -174,6 +176,12 @@ class LowRankSum(Sum):
         core = found @ torch.linalg.pinv(given)
         values, vectors = torch.linalg.eigh((core + core.mT) / 2)
         return values, basis @ vectors
+
+
+def _same(test: Tensor | None, other: Tensor | None) -> bool:
+    if test is None or other is None:
+        return test is other
+    return torch.equal(test, other.to(test))
 
 
 def _refuse_prior(option: LowRank, anchor: Anchor, prior: Prior) -> None:

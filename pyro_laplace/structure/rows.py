@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Theta
-from pyro_laplace.reading.gram import Gram
 from pyro_laplace.reading.records import Factors
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +46,6 @@ class FewRows:
         total = torch.zeros(len(vectors), self.size, dtype=torch.float64, device=vectors.device)
         for piece in self.pieces:
             total += piece.pull(piece.push(vectors), self.size)
-        return total
-
-    def gram(self) -> Gram:
-        """A'A."""
-        total = Gram(self.size, self.pieces[0].dense_index.device)
-        for piece in self.pieces:
-            total.add(piece)
         return total
 
     def whitened(self, scale: Theta) -> tuple[Tensor, Tensor]:
@@ -104,7 +97,7 @@ class _Flat:
         for index, g, a in self.products:
             s = scale[index]
             outer = s[:, :1] * s[:1] / s[0, 0]
-            if torch.allclose(outer, s, rtol=4 * torch.finfo(s.dtype).eps, atol=0):
+            if torch.allclose(outer, s, rtol=settings.outer_rounding * torch.finfo(s.dtype).eps, atol=0):
                 left, right = g.double() / s[:, 0] * s[0, 0], a.double() / s[0]
                 total += (left @ left.mT).mul_(right @ right.mT)
             else:

@@ -398,5 +398,5 @@ def factors_of(program, point, chunk, root=None):
     """The factors of a root (the GGN's, if none is given) on one chunk, or None where there are none."""
     run = CapturedRun.make(program, point, chunk)
     root = CURVATURES["ggn"].root(program, run.run, chunk) if root is None else root
-    factored = factor(run, root)
+    factored = factor(run, root, run.anchor)
     return None if factored is None else [factors for _, factors in factored.factors(2**62)]

@@ -15,7 +15,9 @@ from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.program.program import Program
+from pyro_laplace.reading.columns import Columns
 from pyro_laplace.reading.prior import Prior
+from pyro_laplace.reading.records import Factors
 from pyro_laplace.structure.build import STRUCTURES, restore, sum_over_data
 from pyro_laplace.structure.diag import DiagBlock
 from pyro_laplace.structure.sum import Sum
@@ -180,7 +182,7 @@ def test_sums_of_another_point_do_not_merge():
     other = pl.fit_laplace(model_of(), data(), moved, structure="diag", polish=False, on_not_a_mode="ignore")
     with pytest.raises(pl.InvalidOption, match="differ in their theta"):
         one.merged(other.likelihood_sum)
-    with pytest.raises(pl.InvalidOption, match="structure or terms"):
+    with pytest.raises(pl.InvalidOption, match="structure, 'diag' and 'full'"):
         one.merged(fit("full").likelihood_sum)
 
 
@@ -208,6 +210,147 @@ def test_hyperparameters_are_part_of_where_a_sum_was_measured():
     later = pl.fit_laplace(model, (x, z[:, 0]), guide.median(), polish=False, on_not_a_mode="ignore")
     with pytest.raises(pl.InvalidOption, match="hyperparameter 'scale'"):
         guide.likelihood_sum.merged(later.likelihood_sum)
+
+
+@pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])
+def test_a_factor_is_finite_and_not_negative(structure, factor):
+    guide = fit(structure)
+    with pytest.raises(pl.InvalidOption, match=r"factors=\{'y'"):
+        guide.likelihood_sum.posterior(guide.prior, {"y": factor})
+
+
+def test_sums_of_several_terms_are_their_own(structure):
+    """What weighs terms gives a sum that shares no tensor with them."""
+    guide = fit(structure, two_terms=True)
+    parts = [(each, 0.5) for each in guide.likelihood_sum.sums.values()]
+    total = type(parts[0][0]).weighted(parts)
+    before = total.times(torch.eye(50))
+    for tensor in tensors_of(parts[0][0].state()):
+        tensor += 1
+    assert torch.equal(total.times(torch.eye(50)), before)
+
+
+def tensors_of(state):
+    if isinstance(state, torch.Tensor):
+        return [state] if state.is_floating_point() else []
+    if isinstance(state, dict):
+        each = [part for name, part in state.items() if name != "test"]  # a sketch's test matrix is never added to
+    else:
+        each = state if isinstance(state, list) else []
+    return [tensor for part in each for tensor in tensors_of(part)]
+
+
+def test_mappings_in_another_order_are_other_structures():
+    one, other = fit({"w1": "diag", "*": "full"}), fit({"*": "full"})
+    swapped = fit({"w1": "diag", "w*": "full", "*": "full"})
+    for each in (other, swapped):
+        with pytest.raises(pl.InvalidOption, match="differ in their structure"):
+            one.likelihood_sum.merged(each.likelihood_sum)
+
+
+def test_a_flat_direction_of_many_coordinates_is_named_without_a_matrix():
+    """A diagonal that is not positive, of so many coordinates that their matrix would have 320 GB."""
+
+    def model(x):
+        w = pyro.sample("flat", dist.ImproperUniform(dist.constraints.real, (), (200_000,)))
+        v = pyro.sample("v", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(v.sum() + 0 * w[0], 1.0), obs=x)
+
+    values = {"flat": torch.zeros(200_000), "v": torch.zeros(2)}
+    with pytest.raises(pl.IndefiniteCurvature, match=r"\['flat'\]"):
+        pl.fit_laplace(model, torch.zeros(3), values, structure="diag", polish=False, on_not_a_mode="ignore")
+
+
+# --- coordinates that no product holds --------------------------------------------------------------
+
+
+def test_what_no_product_holds_may_differ_between_chunks():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(2)
+
+    def model(x):
+        a = pyro.sample("a", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(a.sum() + b.sum(), 1.0), obs=x)
+
+    program = Program.trace(model, as_data(x))
+    anchor = Anchor(program.start, torch.arange(5), program.latents)
+    prior = Prior.of_diagonal(torch.ones(5))
+    halves, expected = [], torch.eye(5)
+    for indices in (([2, 0], [0, 1, 4]), ([3], [4, 3])):
+        halves.append(STRUCTURES["kron"].plan("kron", anchor, prior))
+        for index in indices:
+            rows = torch.randn(6, len(index), generator=generator)
+            halves[-1].add(Columns(5, Factors([], torch.tensor(index), rows[:4].unsqueeze(1), rows[4:])))
+            expected[torch.tensor(index)[:, None], torch.tensor(index)] += rows.mT @ rows
+    halves[0].merge(halves[1])
+    assert_same(halves[0].posterior(prior).to_dense(), expected)
+
+
+def test_a_weight_that_is_captured_in_some_chunks_only_is_refused():
+    """The words of an embedding are one-hot rows up to a number of them: here in the second chunk alone."""
+    generator = torch.Generator().manual_seed(0)
+    words, y = torch.randint(6, (110,), generator=generator), torch.randn(110, generator=generator)
+
+    def model(words, y):
+        table = pyro.sample("table", dist.Normal(torch.zeros(6, 1), 1.0).to_event(2))
+        with pyro.plate("data", len(words)):
+            pyro.sample("y", dist.Normal(torch.nn.functional.embedding(words, table)[..., 0], 1.0), obs=y)
+
+    batches, values = [(words[:100], y[:100]), (words[100:], y[100:])], {"table": torch.zeros(6, 1)}
+    options = {"polish": False, "on_not_a_mode": "ignore"}
+    with pl.settings.using(one_hot_elements=100, chunk_bytes=3500):
+        dense = pl.fit_laplace(model, batches, values, structure="full", **options)
+        with pytest.raises(pl.UnsupportedProgram, match=r"\['table'\].*some chunks"):
+            pl.fit_laplace(model, batches, values, structure="kron", **options)
+    counts = torch.bincount(words, minlength=6).double()
+    assert_same(dense.precision.to_dense(), (1 + counts).diag())
+
+
+# --- rounding -------------------------------------------------------------------------------------
+
+
+def rounded(count, scale=4.0):
+    """A float32 network, two halves of whose inputs are nearly alike, whose products float32 rounds."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 20, generator=generator, dtype=torch.float32)
+    x[:, 10:] = x[:, :10] + 1e-3 * x[:, 10:]
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(1, 20, dtype=torch.float32), scale).to_event(2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(torch.nn.functional.linear(x, w)[:, 0], 0.1), obs=y)
+
+    return model, (x[count], x[count, 0]), {"w": torch.zeros(1, 20, dtype=torch.float32)}
+
+
+ROUNDED = {"structure": "kron", "polish": False, "on_not_a_mode": "ignore"}
+
+
+def test_a_prior_for_which_the_sums_are_too_coarse_says_the_way_out():
+    narrow, wide = pl.fit_laplace(*rounded(slice(0, 400), 0.01), **ROUNDED), rounded(slice(0, 400))
+    assert not narrow.likelihood_sum.double
+    expected = pl.fit_laplace(*wide, **ROUNDED)
+    assert expected.likelihood_sum.double
+    with pytest.raises(pl.LaplaceError, match=r"\['w'\].*kron_rounding=1e-9"):
+        narrow.likelihood_sum.posterior(expected.prior)
+    with pl.settings.using(kron_rounding=1e-9):
+        fine = pl.fit_laplace(*rounded(slice(0, 400), 0.01), **ROUNDED).likelihood_sum.posterior(expected.prior)
+    assert_close(fine.variance(), expected.precision.variance(), rtol=1e-5, atol=0)
+
+
+def test_an_update_knows_that_a_part_was_summed_in_single_precision():
+    few, all_data = pl.fit_laplace(*rounded(slice(0, 1)), **ROUNDED), pl.fit_laplace(*rounded(slice(0, 400)), **ROUNDED)
+    assert not few.likelihood_sum.double
+    assert all_data.likelihood_sum.double
+    _, rest, _ = rounded(slice(1, 400))
+    updated = pl.update(few, rest, on_not_a_mode="ignore")
+    assert not updated.likelihood_sum.double
+    with pytest.raises(pl.LaplaceError, match="kron_rounding"):
+        updated.likelihood_sum.posterior(updated.prior)
+    assert_close(updated.precision.log_det(), all_data.precision.log_det(), rtol=1e-3, atol=0)
 
 
 # --- a sketch -------------------------------------------------------------------------------------
@@ -259,6 +402,13 @@ def test_sketches_that_chose_their_own_columns_do_not_add_up():
         x, y, z = data()
         with pytest.raises(pl.LaplaceError, match="passes=1"):
             pl.update(guide, (2 * x, y, z), on_not_a_mode="ignore")
+
+
+def test_sketches_under_different_priors_do_not_add_up_and_say_why():
+    with pl.settings.using(small=1, oversampling=4):
+        narrow, wide = fit(pl.LowRank(4), 0.3), fit(pl.LowRank(4), 2.0)
+    with pytest.raises(pl.LaplaceError, match="priors differ"):
+        narrow.likelihood_sum.merged(wide.likelihood_sum)
 
 
 # --- a structure from outside ---------------------------------------------------------------------

@@ -158,6 +158,38 @@ def test_a_layer_that_is_the_likelihoods_own_needs_no_root(likelihood, subset_of
     assert state["count"] == int(mask.sum())
 
 
+@pytest.mark.parametrize("structure", ["full", "diag"])
+@pytest.mark.parametrize("normal", [False, True])
+def test_a_weight_made_of_repeated_entries(structure, normal):
+    """An entry that the layer's weight holds twice: the rows of its uses add up before they are squared."""
+    generator = torch.Generator().manual_seed(4)
+    x, y = torch.randn(N, 2, generator=generator), torch.arange(N) % 2
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        f = torch.nn.functional.linear(x, w[torch.tensor([[0, 0], [1, 2]])]) + 0 * w[3]
+        with pyro.plate("data", len(x)):
+            if normal:
+                pyro.sample("y", dist.Normal(f, 1.0).to_event(1), obs=torch.stack([y, y], 1).to(f))
+            else:
+                pyro.sample("y", dist.Categorical(logits=f), obs=y)
+
+    data = as_data((x, y))
+    program = Program.trace(model, data)
+    point = anchored(program, program.start + 0.3 * torch.randn(4, generator=generator))
+    w = point.theta[torch.tensor([[0, 0], [1, 2]])]
+    probabilities = (x @ w.mT).softmax(-1)
+    information = torch.eye(2).expand(N, 2, 2)
+    if not normal:
+        information = probabilities.diag_embed() - probabilities[:, :, None] * probabilities[:, None]
+    jacobian = torch.stack([torch.stack([x.sum(1), 0 * x[:, 0]], 1), torch.stack([0 * x[:, 0], x[:, 0]], 1)], 2)
+    third = torch.stack([0 * x[:, 0], x[:, 1]], 1)
+    jacobian = torch.cat([jacobian, third[:, :, None], 0 * third[:, :, None]], 2)  # n o p
+    expected = torch.einsum("nop,noq,nqr->pr", jacobian, information, jacobian)
+    found = summed(program, point, data, structure).times(torch.eye(4))
+    torch.testing.assert_close(found, expected if structure == "full" else expected.diagonal().diag())
+
+
 class _Entry(torch.autograd.Function):
     """One entry of a weight, taken in a way that no handler of torch functions sees."""
 
