@@ -53,7 +53,8 @@ def check_structure(structure: object) -> None:
     Raises:
         InvalidOption: naming it, and listing what is possible.
     """
-    single = ", ".join(repr(each) if isinstance(each, str) else _written(each) for each in STRUCTURES)
+    names = [repr(each) for each in STRUCTURES if isinstance(each, str)]
+    single = ", ".join([*names, *(_written(each) for each in STRUCTURES if not isinstance(each, str))])
     if isinstance(structure, Mapping):
         if not structure:
             raise InvalidOption(f"structure is an empty mapping: give {{site glob: structure}}, of {single}")

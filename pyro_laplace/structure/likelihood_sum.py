@@ -116,7 +116,7 @@ class LikelihoodSum:
             InvalidOption: if it was measured elsewhere, or in another structure.
         """
         difference = self.anchor.differs_from(other.anchor)
-        if not difference and not _same(self.structure, other.structure):
+        if not difference and not _same_structure(self.structure, other.structure):
             difference = f"structure, {self.structure!r} and {other.structure!r}"
         if not difference and self.sums.keys() != other.sums.keys():
             difference = f"terms, {list(self.sums)} and {list(other.sums)}"
@@ -166,7 +166,7 @@ class LikelihoodSum:
         return given.pop()
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same_structure(one: Any, other: Any) -> bool:
     """Whether two structures are the same; of mappings in the same order too, as the first glob that matches wins."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return list(one.items()) == list(other.items())

@@ -86,7 +86,7 @@ class LowRankSum(Sum):
         Raises:
             LaplaceError: if its test matrix is another, which the data of earlier passes or another prior chose.
         """
-        if not _same(self.test, other.test):
+        if not _same_test(self.test, other.test):
             raise LaplaceError(
                 f"{self.option}: the sketches of these data were made by different test matrices and do not add up: "
                 + (
@@ -178,7 +178,7 @@ class LowRankSum(Sum):
         return values, basis @ vectors
 
 
-def _same(test: Tensor | None, other: Tensor | None) -> bool:
+def _same_test(test: Tensor | None, other: Tensor | None) -> bool:
     if test is None or other is None:
         return test is other
     return torch.equal(test, other.to(test))
