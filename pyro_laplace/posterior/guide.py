@@ -1,5 +1,6 @@
 """`AutoLaplace`: the Laplace posterior as a Pyro autoguide."""
 
+import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -220,8 +221,6 @@ class AutoLaplace(AutoContinuous):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoLaplace":
         """A copy that shares the model."""
-        import copy
-
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))

@@ -96,8 +96,10 @@ class KronSum(Sum):
             layer = self._layer(product.index, product.has_bias)
             layer.add(product, self.shared, columns.with_inputs, self.dtype)
         if len(factors.dense_index):
+            places = self._places_of(factors.dense_index)
             rows = torch.cat([factors.dense.flatten(0, 1), factors.dense_only]).double()
-            self._add_dense(factors.dense_index, rows.mT @ rows)
+            wide = rows.new_zeros(len(rows), len(self.index)).index_copy_(1, places, rows)
+            self.matrix.addmm_(wide.mT, wide)
 
     def merge(self, other: "KronSum") -> None:
         """Factors and counts add up.
@@ -189,8 +191,8 @@ class KronSum(Sum):
             self.layers.append(found)
         return found
 
-    def _add_dense(self, index: Tensor, matrix: Tensor) -> None:
-        """Add the curvature of coordinates that no product holds; they are kept in ascending order."""
+    def _places_of(self, index: Tensor) -> Tensor:
+        """Where coordinates that no product holds lie in the matrix, which makes room; they are in ascending order."""
         known = torch.cat([self.index, index]).unique()
         if len(known) > len(self.index):
             size = len(known)
@@ -199,11 +201,12 @@ class KronSum(Sum):
             places = torch.searchsorted(known, self.index)
             total[places.unsqueeze(1), places] = self.matrix
             self.index, self.matrix = known, total
-        if torch.equal(index, self.index):
-            self.matrix = self.matrix + matrix
-        else:
-            places = torch.searchsorted(self.index, index)
-            self.matrix[places.unsqueeze(1), places] += matrix
+        return torch.searchsorted(self.index, index)
+
+    def _add_dense(self, index: Tensor, matrix: Tensor) -> None:
+        """Add the curvature of coordinates that no product holds."""
+        places = self._places_of(index)
+        self.matrix[places.unsqueeze(1), places] += matrix
 
     def _work_like(self, other: "KronSum") -> None:
         """Take over the finer dtype to work in, and the coarser rounding."""

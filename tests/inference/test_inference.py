@@ -234,9 +234,10 @@ def test_sites_outside_the_subset_are_adapted_and_the_others_are_not():
     assert (blocks["b1", "sigma", "w1"] != 1).all()
 
 
-def test_a_diagonal_guide_gives_a_diagonal_metric():
+@pytest.mark.parametrize("structure", ["diag", {"w": "diag", "*": "diag"}], ids=str)
+def test_a_diagonal_guide_gives_a_diagonal_metric(structure):
     case = multi_output()
-    guide = pl.fit_laplace(case.model, case.data, structure="diag", progress=False)
+    guide = pl.fit_laplace(case.model, case.data, structure=structure, progress=False)
     mcmc = pl.fit_nuts(case.model, case.data, precondition=guide, **SHORT)
     ((names, inverse),) = mcmc.kernel.inverse_mass_matrix.items()
     variance = guide.precision.variance()

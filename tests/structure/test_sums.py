@@ -289,6 +289,26 @@ def test_what_no_product_holds_may_differ_between_chunks():
     assert_same(halves[0].posterior(prior).to_dense(), expected)
 
 
+def test_a_flat_direction_that_no_product_holds_is_named():
+    """Dense coordinates come in the order of the operations, and sites are named in their own."""
+
+    def model(x):
+        a = pyro.sample("a", dist.ImproperUniform(dist.constraints.real, (), (3,)))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(a.sum() + b.sum(), 1.0), obs=x)
+
+    x = torch.zeros(2)
+    program = Program.trace(model, as_data(x))
+    anchor = Anchor(program.start, torch.arange(5), program.latents)
+    prior = Prior.of_diagonal(torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]))
+    total = STRUCTURES["kron"].plan("kron", anchor, prior)
+    rows = torch.tensor([[2.0, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]]).unsqueeze(1)
+    total.add(Columns(5, Factors([], torch.tensor([4, 3, 2, 1, 0]), rows, rows[:0, 0])))
+    with pytest.raises(pl.IndefiniteCurvature, match=r"sites \['a'\]"):
+        total.posterior(prior)
+
+
 def test_a_weight_that_is_captured_in_some_chunks_only_is_refused():
     """The words of an embedding are one-hot rows up to a number of them: here in the second chunk alone."""
     generator = torch.Generator().manual_seed(0)
