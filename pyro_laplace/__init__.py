@@ -15,6 +15,8 @@ from pyro_laplace._errors import (
     TooLarge,
     UnsupportedProgram,
 )
+from pyro_laplace.evidence.evidence import Evidence, log_evidence
+from pyro_laplace.evidence.maximize import maximize_evidence
 from pyro_laplace.inference import fit_nuts, fit_svi
 from pyro_laplace.linearized.predictor import LinearizedPredictive
 from pyro_laplace.linearized.program import linearize
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutoLaplace",
+    "Evidence",
     "IndefiniteCurvature",
     "InvalidData",
     "InvalidOption",
@@ -62,6 +65,8 @@ __all__ = [
     "fit_svi",
     "init_to_start",
     "linearize",
+    "log_evidence",
+    "maximize_evidence",
     "nn",
     "plots",
     "settings",

@@ -249,6 +249,47 @@ class Settings:
     collapse_rate: float = 0.1
     """Nats by which the log joint rises as the log of a collapsing scale falls by one."""
 
+    # --- hyperparameters ------------------------------------------------------------------------
+
+    evidence_step: float = 1e-4
+    """Relative step of the central differences by which the log evidence is differentiated where no closed form is."""
+
+    evidence_range: float = 1e5
+    """Factor by which a positive hyperparameter may move from where it starts, up or down: beyond, it runs away."""
+
+    evidence_gain: float = 1e-5
+    """Nats by which a further round must raise the log evidence: less tells no two priors apart."""
+
+    evidence_wall: float = 1e3
+    """Nats below the best value seen at which a search takes a point to be that has no posterior."""
+
+    evidence_flat: float = 1e-3
+    """Nats that the log evidence may fall by where a hyperparameter goes to its bound, for it to be said to run there."""
+
+    evidence_looks: int = 5
+    """Times that a search looks again at hyperparameters that ran to a bound."""
+
+    evidence_grid: int = 12
+    """Values of such a hyperparameter that are tried."""
+
+    evidence_rounds: int = 20
+    """Most rounds of a new mode under a new prior, and a new prior at that mode."""
+
+    evidence_steps: int = 200
+    """Most steps of one search for the hyperparameters."""
+
+    measured_hyperparameters: int = 20
+    """Most numbers whose every step takes passes over the data: two a number for the gradient."""
+
+    refit_work: int = 2_000_000
+    """Coordinates times data up to which the mode is found again under a new prior unasked."""
+
+    noise_apart: float = 1e-5
+    """Relative difference of the ratios of two noise scales from datum to datum, up to which these are one factor."""
+
+    same_location: float = 1e-3
+    """Derivative of the location, relative to that of the dispersion, under which a parameter is noise alone."""
+
     # --- prediction and reports ----------------------------------------------------------------
 
     linear: float = 0.1

@@ -1,7 +1,7 @@
 """The one file that touches what is private to Pyro."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -11,9 +11,12 @@ from pyro.distributions import util
 from pyro.infer import MCMC
 from pyro.nn.module import PyroModule
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
+from torch.distributions import constraints, transform_to
+from torch.distributions.constraints import Constraint
 
 from pyro_laplace._compat.torch import plain_attention
 from pyro_laplace.unwrap import innermost
@@ -45,6 +48,12 @@ def is_delta(fn: Any) -> bool:
 def scale_and_mask(per_datum: torch.Tensor, scale: Any, mask: Any) -> torch.Tensor:
     """Pyro's own, whose scale may also be a tensor (its signature says float)."""
     return util.scale_and_mask(per_datum, scale, mask)
+
+
+def param_constraint(msg: Any) -> Constraint:
+    """The constraint of a param message: the store's, which the statement that made the param has given it."""
+    known = pyro.get_param_store()._constraints
+    return known.get(msg["name"]) or msg["kwargs"].get("constraint", constraints.real)
 
 
 class Enumeration(EnumMessenger):
@@ -272,3 +281,94 @@ def once_per_call(module: PyroModule, name: str, make: Callable[[str], torch.Ten
 def in_call(module: PyroModule) -> AbstractContextManager[Any]:
     """The context of a call of the module, in which its statements have their names."""
     return module._pyro_context
+
+
+def write_param(model: Any, name: str, value: torch.Tensor, constraint: Constraint) -> None:
+    """Set a param where the model reads it: in the store, in place, or in the module that it is an attribute of.
+
+    Args:
+        model: whose param it is.
+        name: its name.
+        value: constrained.
+        constraint: of a param that there is not yet.
+    """
+    owner = _owner_of(model, name)
+    if owner is not None:
+        setattr(*owner, value)
+        return
+    with _params_of(model) as store, torch.no_grad():
+        if name in store:
+            unconstrained = store._params[name]
+            unconstrained.copy_(transform_to(store._constraints[name]).inv(value.to(unconstrained)))
+        else:
+            store.setdefault(name, value.detach().clone(), constraint)
+
+
+def live_param(model: Any, name: str) -> torch.Tensor | None:
+    """The constrained value of a param where the model reads it, with the graph that leads to the unconstrained one.
+
+    Args:
+        model: whose param it is.
+        name: its name.
+
+    Returns:
+        the value, or None if nothing holds it yet.
+    """
+    owner = _owner_of(model, name)
+    if owner is not None:
+        module, key = owner
+        constraint: Constraint = module._pyro_params[key][0]
+        return transform_to(constraint)(getattr(module, f"{key}_unconstrained"))
+    with _params_of(model) as store:
+        return store[name] if name in store else None  # noqa: SIM401 (the store has no get)
+
+
+def _owner_of(model: Any, name: str) -> tuple[Any, str] | None:
+    """The module and attribute of a `PyroParam`, where modules keep their own."""
+    if not pyro.settings.get("module_local_params") or not isinstance(model, PyroModule):
+        return None
+    modules = (module for module in model.modules() if isinstance(module, PyroModule))
+    owners = ((module, key) for module in modules for key in vars(module).get("_pyro_params", {}))
+    return next(((module, key) for module, key in owners if module._pyro_get_fullname(key) == name), None)
+
+
+@contextmanager
+def _params_of(model: Any) -> Iterator[Any]:
+    """The param store as the model sees it: its own, where modules keep theirs."""
+    local = pyro.settings.get("module_local_params") and isinstance(model, PyroModule)
+    with in_call(model) if local else nullcontext():
+        yield pyro.get_param_store()
+
+
+class StoreState:
+    """The param store at the moment of its making."""
+
+    def __init__(self) -> None:
+        store = pyro.get_param_store()
+        self._values = {name: value.detach().clone() for name, value in store._params.items()}
+
+    def restore(self) -> None:
+        """Go back to it, each param in place; those that came since are taken out."""
+        store = pyro.get_param_store()
+        for name in set(store.keys()) - self._values.keys():
+            del store[name]
+        with torch.no_grad():
+            for name, value in self._values.items():
+                if name in store and not torch.equal(store._params[name], value):
+                    store._params[name].copy_(value)
+
+
+class ParamsHeld(Messenger):
+    """Gives `pyro.param` statements values in place of those that the param store has.
+
+    Args:
+        values: by name.
+    """
+
+    def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True

@@ -5,17 +5,19 @@ passes alike: how batches are cut and joined, the progress bar, and later checkp
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pyro_laplace._progress import progress_bar
+from pyro_laplace._typing import Theta, Values
 from pyro_laplace.capture.rows import Cut, cut_of
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.program import Program
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,20 @@ class Loop:
             for batches, chunk in self._divided():
                 yield chunk
                 bar.update(batches)
+
+    def at(self, theta: Theta, params: Values) -> "Loop":
+        """The same data, and the program at another start and other values of `pyro.param`s."""
+        moved = Loop(replace(self.program, start=theta, params={**self.program.params, **params}), self.data)
+        moved.__dict__["cut"] = self.cut  # how batches divide does not depend on these
+        return moved
+
+    def few_rows(self) -> Chunk:
+        """Some rows of the data, for what no datum matters to; the first chunk where rows are not data of their own."""
+        if self.program.own_indices or self.cut is None:
+            return next(self._divided())[1]
+        first = self.data.first()
+        count = self.cut.rows(first, first) or 1
+        return self._chunk(self.cut.part(first, 0, max(1, min(count // 2, settings.cut_rows))), count)
 
     @cached_property
     def cut(self) -> Cut | None:

@@ -150,11 +150,13 @@ class Curvature:
         make: makes the root A of the curvature A'A from a run, whose first datum has a number, and a seed; None where
             every site gets its exact Hessian.
         seed: of what a random root draws in one pass over the data; None where nothing is drawn.
+        noise_power: the curvature in the location is that power of one over the noise scale, of Normal data.
     """
 
     name: str
     make: Callable[[Program, Run, Chunk, Draw], Root] | None
     seed: int | None = None
+    noise_power: int = 2
 
     @property
     def rooted(self) -> bool:

@@ -5,7 +5,7 @@ from pyro_laplace.curvature.root import Curvature
 
 CURVATURES = {
     "ggn": Curvature("ggn", ggn.root),
-    "empirical_fisher": Curvature("empirical_fisher", empirical_fisher.root),
+    "empirical_fisher": Curvature("empirical_fisher", empirical_fisher.root, noise_power=4),
     "mc_fisher": Curvature("mc_fisher", mc_fisher.root, seed=0),
     "hessian": Curvature("hessian", None),
 }

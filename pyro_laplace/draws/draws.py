@@ -33,6 +33,7 @@ class PosteriorDraws:
         log_q: log density of the approximation at its draws of theta [draws], where it is known.
         stats: further statistics by draw, name to [chains, draws].
         attrs: further statistics by chain.
+        source: the posterior, where it is one of `fit_laplace`.
     """
 
     values: Mapping[str, Tensor]
@@ -41,6 +42,7 @@ class PosteriorDraws:
     log_q: Tensor | None = None
     stats: Mapping[str, Tensor] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    source: AutoLaplace | LaplaceMixture | None = None
 
     def __len__(self) -> int:
         """All draws of all chains."""
@@ -108,7 +110,7 @@ def _of_laplace(guide: AutoLaplace | LaplaceMixture, num_samples: int) -> Poster
         theta = guide.sample_theta(num_samples)
         random = theta[:, guide.index] if isinstance(guide, AutoLaplace) else theta
         log_q = guide.get_posterior().log_prob(random)
-        return PosteriorDraws(unpack(guide.latents, theta), log_q=log_q)
+        return PosteriorDraws(unpack(guide.latents, theta), log_q=log_q, source=guide)
 
 
 def _of_mcmc(mcmc: MCMC) -> PosteriorDraws:

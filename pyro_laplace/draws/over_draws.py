@@ -17,6 +17,7 @@ from pyro_laplace.draws.arguments import tensor_arguments
 from pyro_laplace.draws.draws import PosteriorDraws
 from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_means, draw_observed
 from pyro_laplace.draws.vectorize import over_rows
+from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Run, Site
@@ -54,7 +55,8 @@ class View:
         Raises:
             UnsupportedProgram: if that is impossible, or two plates of the model draw their own indices.
         """
-        program = Program.trace(model, data, {name: value[0] for name, value in draws.values.items()})
+        values = {name: value[0] for name, value in draws.values.items()}
+        program = Program.trace(model, data, values, own_params(model, draws.source))
         if len(program.own_indices) > 1:
             raise UnsupportedProgram(
                 f"the plates {sorted(program.own_indices)} all draw their own subsamples: leave subsample_size out of "

@@ -72,6 +72,10 @@ class CategoricalFamily(Family):
         """Whether the most probable class is the observed one."""
         return expected.argmax(-1) == observed
 
+    def location(self, fn: Any) -> Tensor:
+        """All of eta: classes have no spread beside their probabilities."""
+        return self.link(fn)
+
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """`multinomial_root`, `[*batch, classes, classes - 1]`."""
         return multinomial_root(eta)
@@ -157,6 +161,10 @@ class OrderedLogisticFamily(Family):
     def hits(self, expected: Tensor, observed: Tensor) -> Tensor:
         """Whether the most probable class is the observed one."""
         return expected.argmax(-1) == observed
+
+    def location(self, fn: Any) -> Tensor:
+        """All of eta: classes have no spread beside their probabilities."""
+        return self.link(fn)
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """S_ij = (d p_j / d eta_i) / sqrt p_j `[*batch, classes - 1, classes]`, a column for each class.

@@ -32,6 +32,10 @@ class LocationScale(Family):
         """The distribution at eta_0, exp eta_1."""
         return self.kind(eta[..., 0], eta[..., 1].exp())
 
+    def location(self, fn: Any) -> Tensor:
+        """Loc, also where there is no mean."""
+        return fn.loc
+
     def moved(self, fn: Any, loc: float | Tensor, scale: float | Tensor) -> Any | None:
         """The distribution of loc + scale y; None of a density that is not symmetric."""
         return self.kind(loc + scale * fn.loc, abs(scale) * fn.scale) if self.symmetric else None

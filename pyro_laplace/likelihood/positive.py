@@ -114,6 +114,10 @@ class WeibullFamily(Family):
         rest = torch.full_like(concentration, math.pi / 6**0.5)
         return triangular_root(concentration, torch.full_like(concentration, np.euler_gamma - 1), rest)
 
+    def location(self, fn: Any) -> Tensor:
+        """The scale: a concentration moves the mean too, and is still no more than the shape around it."""
+        return fn.scale
+
     def moving(self, fn: Any) -> Tensor:
         """Of scale and concentration."""
         return requires_grad(fn.scale, fn.concentration)

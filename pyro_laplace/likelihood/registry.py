@@ -80,6 +80,10 @@ class Family(ABC):
         """
         return None
 
+    def location(self, fn: Any) -> Tensor:
+        """Where y lies, whatever its spread `[*batch, ...]`: a parameter that moves eta and not this is noise."""
+        return fn.mean
+
     def moved(self, fn: Any, loc: float | Tensor, scale: float | Tensor) -> Any | None:
         """The distribution of loc + scale y; None where it is none of this family."""
         return None

@@ -14,6 +14,7 @@ from pyro_laplace.likelihood import likelihood_of
 from pyro_laplace.linearized.program import LinearizedProgram, linearize
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import unpack
@@ -106,7 +107,8 @@ def nonlinearity(model: Callable[..., Any], guide: AutoLaplace, data: Data) -> f
         the relative size of what a linear program would leave out: 0 is linear. 0 too where no distribution of the
         data has a known Fisher information.
     """
-    program = Program(model, guide.latents, guide.observed, start=guide.theta)
+    params = own_params(model, guide)
+    program = Program(model, guide.latents, guide.observed, start=guide.theta, params=params)
     chunk, step = Chunk(data.first()), settings.nonlinearity_step
     with undisturbed(), torch.no_grad():
         root = CURVATURES["ggn"].root(program, program.run(guide.theta, chunk), chunk)
@@ -125,7 +127,7 @@ def nonlinearity(model: Callable[..., Any], guide: AutoLaplace, data: Data) -> f
 
 def _without_link(model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture, data: Any) -> list[str]:
     data = as_data(data)
-    program = Program.trace(model, data, unpack(guide.latents, guide.theta))
+    program = Program.trace(model, data, unpack(guide.latents, guide.theta), own_params(model, guide))
     run = program.run(program.start, next(program.chunks(data)))
     return [
         f"{name!r} ({type(site.fn).__name__})" for name, site in run.observed.items() if likelihood_of(site.fn) is None
@@ -134,4 +136,4 @@ def _without_link(model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture
 
 def _is_enumerated(model: Callable[..., Any], posterior: Any, data: Any) -> bool:
     """Whether discrete sites are summed out: that has no link, and the program predicts itself."""
-    return Program.trace(model, as_data(data), posterior.median()).nesting is not None
+    return Program.trace(model, as_data(data), posterior.median(), own_params(model, posterior)).nesting is not None

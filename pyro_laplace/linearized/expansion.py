@@ -16,6 +16,7 @@ from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.linearized.covariance import Spread
 from pyro_laplace.linearized.logits import as_written, predictor
 from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Site
@@ -43,7 +44,8 @@ class Expansion:
     @staticmethod
     def of(model: Callable[..., Any], guide: AutoLaplace) -> "Expansion":
         """The program at the mode of a guide."""
-        program = Program(model, guide.latents, guide.observed, start=guide.theta)
+        params = own_params(model, guide)
+        program = Program(model, guide.latents, guide.observed, start=guide.theta, params=params)
         point = Anchor(guide.theta, guide.index, guide.latents, guide.curvature)
         watched = replace(program, model=as_written(model))
         return Expansion(program, watched, point, point.whole(), guide.precision)

@@ -6,6 +6,7 @@ Bayesian neural nets via local linearization").
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -14,13 +15,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_laplace._autodiff import jvp
-from pyro_laplace._compat.pyro import site_is_deterministic, site_is_factor, undisturbed
+from pyro_laplace._compat.pyro import ParamsHeld, site_is_deterministic, site_is_factor, undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch
 from pyro_laplace.draws.arguments import signature_of
 from pyro_laplace.likelihood import require_likelihood
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.module_state import ModulesKept, in_place_refused, modules_kept, refuse_changed_buffers
 from pyro_laplace.program.program import Program
@@ -88,21 +90,22 @@ class LinearizedProgram:
 
     def _run(self, kept: ModulesKept, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | dict[str, Tensor]:
         prior = _PriorOnly(frozenset(self.guide.observed))
-        with prior:
+        params = own_params(self.model, self.guide)
+        with ParamsHeld(params), prior:
             self.model(*args, **kwargs)
         refuse_changed_buffers(kept.changed())
         theta = pack(self.guide.latents, {**self._program.unpack(self.guide.theta), **prior.latents})
         chunk = Chunk(Batch(args, kwargs), prior.indices)
-        distributions = self._distributions(theta, chunk)
+        distributions = self._distributions(replace(self._program, params=params), theta, chunk)
         values = {name: _emit(msg, distributions[name]) for name, msg in prior.observed.items()}
         return next(iter(values.values())) if len(values) == 1 else values
 
-    def _distributions(self, theta: Tensor, chunk: Chunk) -> dict[str, Any]:
+    def _distributions(self, program: Program, theta: Tensor, chunk: Chunk) -> dict[str, Any]:
         """The observed sites' distributions with linearised parameters."""
         likelihoods = {}
 
         def eta(at: Tensor) -> dict[str, Tensor]:
-            for name, site in self._program.run(at, chunk).observed.items():
+            for name, site in program.run(at, chunk).observed.items():
                 likelihoods[name] = require_likelihood(name, site.fn)
             return {name: likelihood.link() for name, likelihood in likelihoods.items()}
 

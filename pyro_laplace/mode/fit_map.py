@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyro.infer.autoguide import AutoDelta
 from pyro.infer.autoguide.utils import deep_setattr
 
 from pyro_laplace._compat.pyro import name_apart, undisturbed
+from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace._typing import Theta
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data, as_data
@@ -64,6 +66,44 @@ def fit_map(
         InvalidData: if `data` cannot be iterated anew.
         NotAMode: if there is no mode, because a scale collapses to zero; naming its site.
     """
+    guide, held = _fitted(model, data, optim, num_steps, learning_rate, tolerance, progress)
+    if held:
+        warnings.warn(
+            f"fit_map leaves the hyperparameters {sorted(held)}, which the log prior depends on, where they are: "
+            "the joint density has no maximum in them. pl.maximize_evidence(model, data) or pl.tune(model, data) "
+            "chooses them",
+            LaplaceWarning,
+            stacklevel=2,
+        )
+    return guide
+
+
+def find_mode(model: Callable[..., Any], data: Any, progress: bool = True, hold: Collection[str] = ()) -> AutoDelta:
+    """`fit_map` for what chooses the hyperparameters itself, or takes them as they are.
+
+    Args:
+        model: a Pyro program.
+        data: the data.
+        progress: whether training shows a progress bar.
+        hold: params that a small program needs no training for, as they are chosen afterwards.
+
+    Returns:
+        the guide at the mode.
+    """
+    return _fitted(model, data, None, 5000, 0.01, 0.1, progress, hold)[0]
+
+
+def _fitted(
+    model: Callable[..., Any],
+    data: Any,
+    optim: Any,
+    num_steps: int,
+    learning_rate: float,
+    tolerance: float,
+    progress: bool,
+    hold: Collection[str] = (),
+) -> tuple[AutoDelta, frozenset[str]]:
+    """The trained guide, and the hyperparameters that were held."""
     start = time.perf_counter()
     check_num_steps(num_steps)
     data = as_data(data)
@@ -75,6 +115,8 @@ def fit_map(
     held, trained = params_of(program, data)
     loop = Loop(program, data)
     small = program.num_params <= settings.small
+    if small:
+        held, trained = held | trained & frozenset(hold), trained - frozenset(hold)
     try:
         if not (small and optim is None and not trained and _searched(loop, guide)):
             train(
@@ -94,7 +136,7 @@ def fit_map(
         discard_params(guide)
         raise
     guide.fit_seconds = time.perf_counter() - start
-    return guide
+    return guide, held
 
 
 def discard_params(guide: AutoDelta) -> None:

@@ -4,6 +4,7 @@ What comes out is a program like any other: nothing below this room knows of net
 """
 
 from pyro_laplace.nn.convert import bayesianize
+from pyro_laplace.nn.learned import learned
 from pyro_laplace.nn.likelihoods import (
     BinaryClassification,
     Classification,
@@ -14,7 +15,7 @@ from pyro_laplace.nn.likelihoods import (
 )
 from pyro_laplace.nn.network import BayesianNetwork, NetworkProgram
 from pyro_laplace.nn.priors import ARD, FanIn, Horseshoe, Isotropic, Prior, ScaleMixture, StudentT
-from pyro_laplace.nn.scale import Scale
+from pyro_laplace.nn.scale import Learned, Scale
 from pyro_laplace.nn.target import Target
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "HeteroscedasticRegression",
     "Horseshoe",
     "Isotropic",
+    "Learned",
     "Likelihood",
     "NetworkProgram",
     "Prior",
@@ -36,4 +38,5 @@ __all__ = [
     "StudentT",
     "Target",
     "bayesianize",
+    "learned",
 ]

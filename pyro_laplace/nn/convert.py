@@ -13,6 +13,7 @@ from torch import nn
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._compat.torch import is_lazy
 from pyro_laplace._errors import InvalidOption, UnsupportedProgram, check_option
+from pyro_laplace.nn.learned import refuse_two_values, warn_of_kept
 from pyro_laplace.nn.likelihoods import Likelihood
 from pyro_laplace.nn.network import BayesianNetwork, NetworkProgram, run_priors
 from pyro_laplace.nn.select import Chosen, Priors, assign, choose
@@ -63,6 +64,7 @@ def bayesianize(
     _refuse_module(module)
     _refuse_likelihood(likelihood)
     priors = assign(module, choose(module, parameters), prior)
+    refuse_two_values([*priors.values(), likelihood])
     others = {key for key, each in module.named_parameters() if key not in priors and each.requires_grad}
     trained = sorted(others) if rest == "trained" else ()
     if trained:
@@ -73,7 +75,7 @@ def bayesianize(
         program = BayesianNetwork(network, priors, trained, name)
     else:
         program = NetworkProgram(network, priors, likelihood, trained, name)
-    _check_priors(program)
+    warn_of_kept(_check_priors(program))
     return program.eval()
 
 
@@ -125,8 +127,8 @@ def _copied(module: nn.Module) -> nn.Module:
         raise UnsupportedProgram(f"the {type(module).__name__} cannot be copied: {error}") from error
 
 
-def _check_priors(program: BayesianNetwork) -> None:
-    """Draw from every prior once, and refuse what does not fit its parameter."""
+def _check_priors(program: BayesianNetwork) -> dict[str, Any]:
+    """Draw from every prior once, and refuse what does not fit its parameter; the sites of this run."""
     parameters = dict(program.module.named_parameters())
     with undisturbed(), torch.no_grad(), poutine.block(), poutine.trace() as tracer, InitMessenger(init_to_start):
         values = run_priors(program)
@@ -141,3 +143,4 @@ def _check_priors(program: BayesianNetwork) -> None:
             raise InvalidOption(
                 f"the prior of {site!r} has the support {node['fn'].support}, and the network's value lies outside it"
             )
+    return nodes

@@ -28,7 +28,7 @@ class Regression:
 
     Attributes:
         noise: the standard deviation: a number, or a tensor [d]; a distribution makes it the latent site ``noise``, one
-            for all outputs unless it is expanded to [d]; a function computes it (a `pyro.param`).
+            for all outputs unless it is expanded to [d]; `learned()` makes it the `pyro.param` ``noise``.
     """
 
     noise: Scale

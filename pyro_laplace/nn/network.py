@@ -12,8 +12,9 @@ from torch.func import functional_call
 from pyro_laplace._compat.pyro import in_call, once_per_call
 from pyro_laplace._compat.torch import own_children, plain_layers, renew_flat_weights
 from pyro_laplace._errors import InvalidData, UnsupportedProgram
-from pyro_laplace.nn.likelihoods import Likelihood, observation
+from pyro_laplace.nn.likelihoods import Likelihood, Regression, observation
 from pyro_laplace.nn.priors import Prior
+from pyro_laplace.nn.scale import Learned, scale_value
 from pyro_laplace.nn.target import Target
 
 
@@ -37,6 +38,7 @@ class BayesianNetwork(PyroModule):
         self.module = module
         self.priors = dict(priors)
         self.trained = tuple(trained)
+        self.scales = nn.ParameterList()
         for parameter_name, parameter in module.named_parameters():
             parameter.requires_grad_(parameter_name in self.trained)
         for layer in module.modules():
@@ -80,14 +82,32 @@ class BayesianNetwork(PyroModule):
             return pyro.param(site, parameters[name])
 
         random = {name: once_per_call(self, name, partial(sample, name)) for name in self.priors}
-        return random | {name: once_per_call(self, name, partial(param, name)) for name in self.trained}
+        fitted = {name: once_per_call(self, name, partial(param, name)) for name in self.trained}
+        self._hold_scales()
+        return random | fitted
+
+    def _hold_scales(self) -> None:
+        """In Pyro's local mode, keep the learned scales that this call has put into the outermost module's own store.
+
+        Pyro raises at the end of a call that leaves there what is no module's parameter.
+        """
+        if not pyro.settings.get("module_local_params"):
+            return
+        found = [
+            each for each in pyro.get_param_store().get_state()["params"].values() if isinstance(each, nn.Parameter)
+        ]
+        if [id(each) for each in found] != [id(each) for each in self._child("scales").parameters()]:
+            self.scales = nn.ParameterList(found)
 
     @property
     def _network(self) -> nn.Module:
-        """The module, without the param statements that `PyroModule` makes of reading one."""
-        network = own_children(self)["module"]
-        assert network is not None
-        return network
+        return self._child("module")
+
+    def _child(self, name: str) -> nn.Module:
+        """A module of this one, without the param statements that `PyroModule` makes of reading it."""
+        child = own_children(self)[name]
+        assert child is not None
+        return child
 
 
 class NetworkProgram(BayesianNetwork):
@@ -132,6 +152,7 @@ class NetworkProgram(BayesianNetwork):
         """
         output = super().forward(x)
         fn = self.likelihood(output, *args, **kwargs)
+        self._hold_scales()
         batch_shape = getattr(fn, "batch_shape", None)
         if not batch_shape:
             raise UnsupportedProgram(
@@ -152,9 +173,14 @@ class NetworkProgram(BayesianNetwork):
 
 
 def run_priors(network: BayesianNetwork) -> dict[str, Tensor]:
-    """The network's parameters drawn alone, for a check of the priors."""
+    """The network's parameters drawn alone, for a check of the priors; a learned noise is made as well."""
     with in_call(network):
-        return network.draw()
+        values = network.draw()
+        likelihood = network.likelihood if isinstance(network, NetworkProgram) else None
+        if isinstance(likelihood, Regression) and isinstance(likelihood.noise, Learned):
+            scale_value("noise", likelihood.noise, next(iter(values.values())))
+            network._hold_scales()
+        return values
 
 
 def _shapes(output: Any) -> str:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.nn.layers import fan_in, input_axis, is_bias
-from pyro_laplace.nn.scale import Scale, check_scale, scale_value
+from pyro_laplace.nn.scale import Learned, Scale, check_scale, scale_value
 from pyro_laplace.nn.target import Target
 
 
@@ -58,24 +58,27 @@ class FanIn(Prior):
     ConvTranspose, 1 of Embedding.
 
     Attributes:
-        gain: the factor before ``1 / sqrt(fan_in)``; 2 ** 0.5 for ReLU (He et al. 2015).
+        gain: the factor before ``1 / sqrt(fan_in)``; 2 ** 0.5 for ReLU (He et al. 2015). A distribution gives each
+            parameter a gain of its own, the latent site ``<name>.gain``, in the non-centred form.
         bias_std: of biases; None scales them by the fan-in of their layer, as torch initialises them.
     """
 
-    gain: float = 1.0
-    bias_std: float | None = None
+    gain: Scale = 1.0
+    bias_std: Scale | None = None
 
     def __post_init__(self) -> None:
         """Check the scales."""
-        _check_number("FanIn: gain", self.gain)
+        check_scale("FanIn: gain", self.gain)
         if self.bias_std is not None:
-            _check_number("FanIn: bias_std", self.bias_std)
+            check_scale("FanIn: bias_std", self.bias_std)
 
     def sample(self, target: Target) -> Tensor:
         """Draw the parameter."""
         if self.bias_std is not None and is_bias(target.module, target.attribute):
             return _normal(target, self.bias_std)
-        return _normal(target, self.gain / _known(fan_in, "FanIn", "fan-in", target) ** 0.5)
+        number = _known(fan_in, "FanIn", "fan-in", target)
+        gain = scale_value(f"{target.name}.gain", self.gain, target.parameter)
+        return _normal_of(target, gain / number**0.5, self.gain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +89,17 @@ class ARD(Prior):
 
     Attributes:
         scale: one number, or a tensor with one for each input; a distribution makes the scales latent, one for each
-            input, in the site ``<name>.scale`` and in the non-centred form.
+            input, in the site ``<name>.scale`` and in the non-centred form. A learned scale is one for each input too.
         bias_std: of biases, which have no inputs.
     """
 
     scale: Scale
-    bias_std: float = 1.0
+    bias_std: Scale = 1.0
 
     def __post_init__(self) -> None:
         """Check the scales."""
         check_scale("ARD: scale", self.scale)
-        _check_number("ARD: bias_std", self.bias_std)
+        check_scale("ARD: bias_std", self.bias_std)
 
     def sample(self, target: Target) -> Tensor:
         """Draw the parameter."""
@@ -110,10 +113,8 @@ class ARD(Prior):
                 f"ARD: scale has shape {list(scale.shape)}, and parameter {target.name!r} has {num_inputs} inputs"
             )
         ones = (1,) * (target.parameter.dim() - 1 - axis)
-        by_input = scale.reshape(*scale.shape, *ones)  # broadcasts along every other axis
-        if isinstance(self.scale, Distribution):
-            return target.sample_scaled(by_input)
-        return target.sample(dist.Normal(by_input.new_zeros(()), by_input))
+        by_input = scale.reshape((*scale.shape, *ones))  # broadcasts along every other axis
+        return _normal_of(target, by_input, self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ class StudentT(Prior):
 
     Attributes:
         df: degrees of freedom.
-        scale: a number or tensor, or a function that computes one.
+        scale: any scale but a distribution.
     """
 
     df: float
@@ -141,7 +142,7 @@ class StudentT(Prior):
 
     def sample(self, target: Target) -> Tensor:
         """Draw the parameter."""
-        scale = scale_value("", self.scale, target.parameter)
+        scale = scale_value(f"{target.name}.scale", self.scale, target.parameter)
         return target.sample(dist.StudentT(scale.new_tensor(float(self.df)), scale.new_zeros(()), scale))
 
 
@@ -152,6 +153,8 @@ class ScaleMixture(Prior):
     The form is non-centred. Its latent sites are ``<name>.raw`` and ``<name>.local``, of the parameter's shape, and
     ``<name>.shared``, one for each parameter, where it is a distribution; the parameter itself is the deterministic
     site ``<name>``.
+
+    A learned scale is shared as ``raw * local`` with ``raw ~ Normal(0, shared)``: a hyperparameter is one of a prior.
 
     Attributes:
         local: the distribution of the scale of each entry.
@@ -176,6 +179,8 @@ class ScaleMixture(Prior):
         """Draw the parameter."""
         shared = scale_value(f"{target.name}.shared", self.shared, target.parameter)
         local = scale_value(f"{target.name}.local", self.local, target.parameter, tuple(target.parameter.shape))
+        if isinstance(self.shared, Learned):
+            return target.sample_scaled(local, shared)
         return target.sample_scaled(local * shared)
 
 
@@ -184,18 +189,28 @@ class Horseshoe(Prior):
     """The horseshoe: `ScaleMixture` with half-Cauchy scales, local and shared (Carvalho et al. 2010).
 
     Attributes:
-        scale: of the shared half-Cauchy; small where few weights are thought to matter.
+        scale: of the shared half-Cauchy, any scale but a distribution; small where few weights are thought to matter.
     """
 
-    scale: float = 1.0
+    scale: Scale = 1.0
 
     def __post_init__(self) -> None:
-        """Check the scale."""
-        _check_number("Horseshoe: scale", self.scale)
+        """Check the scale.
+
+        Raises:
+            InvalidOption: naming the option and the value.
+        """
+        check_scale("Horseshoe: scale", self.scale)
+        if isinstance(self.scale, Distribution):
+            raise InvalidOption(
+                "Horseshoe: a random scale= is not supported: use pl.nn.ScaleMixture(dist.HalfCauchy(1.0), "
+                "shared=...), whose shared scale has a distribution of your own"
+            )
 
     def sample(self, target: Target) -> Tensor:
         """Draw the parameter."""
-        return ScaleMixture(dist.HalfCauchy(1.0), dist.HalfCauchy(float(self.scale))).sample(target)
+        scale = scale_value(f"{target.name}.scale", self.scale, target.parameter)
+        return ScaleMixture(dist.HalfCauchy(1.0), dist.HalfCauchy(scale)).sample(target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,11 +245,15 @@ class FromFunction(Prior):
 
 
 def _normal(target: Target, std: Scale) -> Tensor:
-    """Normal(0, std), non-centred where std is random."""
-    value = scale_value(f"{target.name}.scale", std, target.parameter)
-    if isinstance(std, Distribution):
-        return target.sample_scaled(value)
-    return target.sample(dist.Normal(value.new_zeros(()), value))
+    """Normal(0, std)."""
+    return _normal_of(target, scale_value(f"{target.name}.scale", std, target.parameter), std)
+
+
+def _normal_of(target: Target, std: Tensor, given: Scale) -> Tensor:
+    """Normal(0, std), non-centred where the scale that was given is random."""
+    if isinstance(given, Distribution):
+        return target.sample_scaled(std)
+    return target.sample(dist.Normal(std.new_zeros(()), std))
 
 
 def _known(read: Callable[[nn.Module, str], int | None], prior: str, what: str, target: Target) -> int:

@@ -46,22 +46,23 @@ class Target:
         infer: Any = {"start": self.parameter}
         return pyro.sample(self.name, self._shaped(cast_like(fn, self.parameter)), infer=infer)
 
-    def sample_scaled(self, scale: Tensor) -> Tensor:
-        """Draw the value as ``raw * scale``, ``raw ~ Normal(0, 1)``: the non-centred form of Normal(0, scale).
+    def sample_scaled(self, scale: Tensor, std: Tensor | None = None) -> Tensor:
+        """Draw the value as ``raw * scale``, ``raw ~ Normal(0, std)``: the non-centred form of Normal(0, std scale).
 
         With a random scale the centred form has no joint mode: the density grows without bound as scale and value
         go to zero together.
 
         Args:
             scale: broadcasts to the parameter's shape.
+            std: of `raw`, the part of the scale that is not random; broadcasts too. None means 1.
 
         Returns:
             the value, of the deterministic site `name`; the latent one is `name.raw`.
         """
-        unit = dist.Normal(self.parameter.new_zeros(()), self.parameter.new_ones(()))
+        fn = dist.Normal(self.parameter.new_zeros(()), self.parameter.new_ones(()) if std is None else std)
         # computed where it is asked for only: the program runs often, and starts once
         infer: Any = {"start": partial(torch.div, self.parameter, scale.detach())}
-        raw = pyro.sample(f"{self.name}.raw", self._shaped(unit), infer=infer)
+        raw = pyro.sample(f"{self.name}.raw", self._shaped(fn), infer=infer)
         return pyro.deterministic(self.name, raw * scale, event_dim=raw.dim())
 
     def _shaped(self, fn: Any) -> Any:

@@ -5,7 +5,7 @@ import math
 from pyro_laplace.structure.precision import Precision
 
 
-def log_evidence(log_lik: float, log_prior: float, precision: Precision) -> float:
+def laplace_evidence(log_lik: float, log_prior: float, precision: Precision) -> float:
     """Laplace's ``log p(y) = log p(y | theta*) + log p(theta*) + P/2 log 2 pi - 1/2 log det Lambda``.
 
     Exact for linear-Gaussian programs. Sites outside the subset are held: it is then the evidence given their values,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
@@ -12,32 +12,20 @@ from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
-from pyro_laplace._typing import Theta
-from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.loop import Loop
-from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
-from pyro_laplace.mode.descent import descend
-from pyro_laplace.mode.fit_map import discard_params, fit_map
+from pyro_laplace.mode.fit_map import discard_params, find_mode
 from pyro_laplace.mode.given import values_given
-from pyro_laplace.mode.newton import minimise
-from pyro_laplace.mode.objective import Objective
-from pyro_laplace.mode.reached import Reached, Stopped
-from pyro_laplace.posterior.evidence import log_evidence
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
-from pyro_laplace.posterior.mode_check import judge, report
+from pyro_laplace.posterior.mode_check import report
+from pyro_laplace.posterior.search import Search
 from pyro_laplace.posterior.subset import Subnetwork, Subset, select
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import coordinates_of
-from pyro_laplace.reading.prior import Prior
-from pyro_laplace.settings import settings
-from pyro_laplace.structure.build import check_combination, check_structure, sum_over_data
-from pyro_laplace.structure.likelihood_sum import LikelihoodSum
+from pyro_laplace.structure.build import check_combination, check_structure
 from pyro_laplace.structure.options import Structure
-from pyro_laplace.structure.precision import Precision
-from pyro_laplace.structure.sum import NeedsDouble
 
 
 @overload
@@ -147,7 +135,7 @@ def fit_laplace(
     data, given = as_data(data), map_guide is not None
     if map_guide is None:
         select(subset, Program.trace(model, data), data)  # a typo need not wait for the training
-        fitted = fit_map(model, data, progress=progress)
+        fitted = find_mode(model, data, progress)
         map_guide = values_given(fitted, data)
         discard_params(fitted)
     measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
@@ -155,7 +143,7 @@ def fit_laplace(
     with undisturbed(), torch.no_grad():
         program = Program.trace(model, data, values_given(map_guide, data))
         index = coordinates_of(program.latents, select(subset, program, data)).to(program.start.device)
-        search = _Search(Loop(program, data), index, structure, measure, jacobian, progress)
+        search = Search(Loop(program, data), index, structure, measure, jacobian, progress)
         theta, stopped = search.mode(polish, given)
         if isinstance(subset, Subnetwork) and generator is not None:
             search = replace(search, index=subset.choose(program, theta, lambda: search.variance(theta), generator))
@@ -163,120 +151,12 @@ def fit_laplace(
         if polish is True or (polish == "auto" and not given):
             found = search.gauss_newton(found)
         moved = not torch.equal(found.theta, program.start)
-        mode = judge(found.theta, found.log_joint, found.gradient, found.precision, moved, stopped)
-        report(mode, on_not_a_mode, _LONGER if given else "give a map_guide trained longer")
-        evidence = log_evidence(found.likelihood.log_lik, found.prior.log_density_of_free, found.precision)
-        guide = AutoLaplace(
-            model,
-            program.latents,
-            search.index,
-            mode,
-            found.precision,
-            structure=structure,
-            curvature=curvature,
-            observed=program.observed,
-            log_evidence=evidence,
-            likelihood_sum=found.likelihood,
-            prior=found.prior,
-        )
+        mode = found.judged(moved, stopped)
+        report(mode, on_not_a_mode, LONGER if given else "give a map_guide trained longer")
+        guide = search.guide(found, mode, search.hyperparameters().values)
     guide.fit_seconds = time.perf_counter() - start
     return guide
 
 
-_LONGER = "train longer, or give polish=True"
-
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """A point with the sum over data and the prior there, and the precision that both make."""
-
-    likelihood: LikelihoodSum
-    prior: Prior
-    precision: Precision
-
-    @property
-    def theta(self) -> Theta:
-        """The point."""
-        return self.likelihood.anchor.theta
-
-    @property
-    def log_joint(self) -> float:
-        """Log density there."""
-        return self.likelihood.log_lik + self.prior.log_density
-
-    @property
-    def gradient(self) -> Theta:
-        """Its gradient over the random coordinates."""
-        return self.likelihood.gradient + self.prior.log_gradient
-
-
-@dataclass(frozen=True)
-class _Search:
-    """The posterior's precision anywhere, and the way to the mode by it."""
-
-    loop: Loop
-    index: Tensor
-    structure: Structure
-    curvature: Curvature
-    jacobian: bool
-    progress: bool
-
-    def measured(self, theta: Theta) -> _Measured:
-        """The sum over data at a point, and Lambda; in float64 throughout where that is needed."""
-        anchor = Anchor(theta, self.index, self.loop.program.latents, self.curvature.name)
-        options: dict[str, Any] = {"jacobian": self.jacobian, "progress": self.progress}
-        found = sum_over_data(self.loop, anchor, self.curvature, self.structure, **options)
-        try:
-            return _Measured(found.likelihood, found.prior, found.likelihood.posterior(found.prior))
-        except NeedsDouble:
-            found = sum_over_data(self.loop, anchor, self.curvature, self.structure, double=True, **options)
-        return _Measured(found.likelihood, found.prior, found.likelihood.posterior(found.prior))
-
-    def variance(self, theta: Theta) -> Theta:
-        """Marginal variances under the diagonal approximation."""
-        return replace(self, structure="diag").measured(theta).precision.variance()
-
-    def objective(self, theta: Theta, index: Tensor) -> Objective:
-        """Minus the log joint over some coordinates."""
-        return Objective(self.loop, self.jacobian, theta, index)
-
-    def mode(self, polish: bool | str, given: bool) -> tuple[Theta, Stopped | None]:
-        """The mode of the log joint, searched for as far as `polish` asks, and why the search ended."""
-        program, theta = self.loop.program, self.loop.program.start
-        everything = torch.arange(len(theta), device=theta.device)
-        constrained = [name for name, latent in program.latents.items() if latent.constrained]
-        must = self.jacobian and bool(constrained)
-        if polish is False:
-            return theta, None
-        if len(theta) <= settings.small:
-            return self._minimised(theta, everything)
-        if polish is True or not given:
-            return self._searched(descend, theta, everything)
-        where = coordinates_of(program.latents, constrained).to(theta.device)
-        return self._minimised(theta, where) if must else (theta, None)
-
-    def gauss_newton(self, found: _Measured) -> _Measured:
-        """Steps Lambda^-1 g with backtracking, until the decrement says that this is a mode."""
-        for _ in range(settings.gauss_newton_steps):
-            objective = self.objective(found.theta, self.index)
-            here, value = objective.start, -found.log_joint
-            step = found.precision.solve(found.gradient)
-            slope = float(step @ found.gradient)
-            if slope <= (settings.fine_decrement * len(here) ** 0.5) ** 2:
-                break
-            for halving in range(12):
-                trial, _ = objective.value_and_gradient(here + 0.5**halving * step)
-                if value - float(trial) > settings.sufficient_decrease * 0.5**halving * slope:
-                    break
-            else:
-                break
-            found = self.measured(objective.embed(here + 0.5**halving * step))
-        return found
-
-    def _minimised(self, theta: Theta, index: Tensor) -> tuple[Theta, Stopped]:
-        return self._searched(minimise if len(index) <= settings.small else descend, theta, index)
-
-    def _searched(self, method: Callable[[Objective], Reached], theta: Theta, index: Tensor) -> tuple[Theta, Stopped]:
-        objective = self.objective(theta, index)
-        reached = method(objective)
-        return objective.embed(reached.part), reached.stopped
+LONGER = "train longer, or give polish=True"
+"""The remedy for a point that is no mode."""

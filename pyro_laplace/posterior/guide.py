@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from pyro_laplace._compat.pyro import prototype_frames, stripped_trace
-from pyro_laplace._typing import Matrix, Theta
+from pyro_laplace._typing import Matrix, Theta, Values
 from pyro_laplace.mode.mode import Mode
+from pyro_laplace.mode.path import Path
 from pyro_laplace.program.sites import Latent
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.settings import settings
@@ -74,6 +75,9 @@ class AutoLaplace(AutoContinuous):
         likelihood_sum: the likelihood's curvature summed over data, of which `precision` was made; None where it was
             larger than `settings.keep_sum_bytes`.
         prior: the prior's curvature; None where there is no posterior density, but a point.
+        hyperparameters: the `pyro.param`s of priors and noise, at the values that it was built at and is used at.
+        jacobian: whether the mode is that of the density of theta, or of the constrained values.
+        path: the steps of the search for these; empty where `fit_laplace` took them as they were.
     """
 
     loc: Tensor
@@ -95,6 +99,8 @@ class AutoLaplace(AutoContinuous):
         log_evidence: float,
         likelihood_sum: LikelihoodSum | None = None,
         prior: Prior | None = None,
+        hyperparameters: Values | None = None,
+        jacobian: bool = True,
     ) -> None:
         super().__init__(model)
         self._model = (model,)  # without AutoContinuous's messenger: nothing is initialised here
@@ -117,11 +123,18 @@ class AutoLaplace(AutoContinuous):
         small = likelihood_sum is not None and likelihood_sum.num_bytes <= settings.keep_sum_bytes
         self.likelihood_sum = likelihood_sum if small else None
         self.prior = None if prior is None else prior.detached()
+        self.hyperparameters = {name: value.detach().clone() for name, value in (hyperparameters or {}).items()}
+        self.path, self.jacobian = Path(), jacobian
 
     @property
     def log_evidence(self) -> float:
         """Laplace's log p(y)."""
         return float(self._log_evidence)
+
+    @property
+    def evidence_path(self) -> tuple[float, ...]:
+        """The log evidence at each step of the search for the hyperparameters, in nats."""
+        return self.path.log_evidence
 
     def get_base_dist(self) -> Any:
         """Standard normal white noise, event shape [params]."""

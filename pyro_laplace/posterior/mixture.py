@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 
 from pyro_laplace._compat.pyro import auxiliary_name, prototype_frames, share_params, stripped_trace, undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
-from pyro_laplace._typing import Theta
+from pyro_laplace._typing import Theta, Values
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.mode.given import values_given
@@ -103,6 +103,11 @@ class LaplaceMixture(AutoGuide):
         _check_starts("map_guides", map_guides)
         data = as_data(data)
         return LaplaceMixture([_point(model, data, guide) for guide in map_guides], weights="equal")
+
+    @property
+    def hyperparameters(self) -> Values:
+        """The `pyro.param`s of priors and noise, at the values that all components were built at."""
+        return self.components[0].hyperparameters
 
     @property
     def components(self) -> tuple[AutoLaplace, ...]:

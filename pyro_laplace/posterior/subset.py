@@ -23,7 +23,8 @@ class Subnetwork:
 
     Coordinates are those of theta, unconstrained, and are chosen at the mode. The curvature of the chosen ones costs
     one pass over the data that grows with their number; "variance" takes one more, of the diagonal over all of theta.
-    The prior of a site that is random in part enters the evidence as a whole.
+    Into the evidence enters the prior of these coordinates, given those that are held; of a site whose entries depend
+    on one another, and of one that is constrained, the prior of the whole site.
 
     Attributes:
         size: number of random coordinates; or give `mask`.

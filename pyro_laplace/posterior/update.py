@@ -13,6 +13,7 @@ from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mode_check import judge, report
+from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.program import Program
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.settings import settings
@@ -55,7 +56,8 @@ def update(guide: Any, data: Any, *, on_not_a_mode: str = "warn", progress: bool
     data = as_data(data)
     measure = CURVATURES[guide.curvature].drawn()
     with undisturbed(), torch.no_grad():
-        program = Program.trace(model, data, guide.median())
+        own_params(model, guide)
+        program = Program.trace(model, data, guide.median(), guide.hyperparameters)
         if set(program.observed) != set(guide.observed):
             raise UnsupportedProgram(
                 f"the posterior was fitted to the observed sites {sorted(guide.observed)}, and these data observe "
@@ -88,6 +90,8 @@ def update(guide: Any, data: Any, *, on_not_a_mode: str = "warn", progress: bool
             log_evidence=evidence,
             likelihood_sum=likelihood,
             prior=prior,
+            hyperparameters=guide.hyperparameters,
+            jacobian=guide.jacobian,
         )
     updated.fit_seconds = time.perf_counter() - start
     return updated

@@ -50,6 +50,7 @@ class Program:
             there are none.
         computed: deterministic sites that carry a density, the prior of a value that a reparametrisation computes.
         start: theta at the values the program was traced with.
+        params: values of `pyro.param`s at which it runs, in place of those that the param store has.
     """
 
     model: Callable[..., Any]
@@ -63,15 +64,19 @@ class Program:
     nesting: int | None = None
     computed: frozenset[str] = frozenset()
     start: Tensor = field(default_factory=lambda: torch.zeros(0))
+    params: Values = field(default_factory=dict)
 
     @staticmethod
-    def trace(model: Callable[..., Any], data: Data, values: Values | None = None) -> "Program":
+    def trace(
+        model: Callable[..., Any], data: Data, values: Values | None = None, params: Values | None = None
+    ) -> "Program":
         """Run the model and read its structure.
 
         Args:
             model: a Pyro program.
             data: what it is called with; observed sites are those that have a value on this call.
             values: value of every latent site; without them they start from `init_to_start`.
+            params: values of `pyro.param`s in place of those that the param store has.
 
         Returns:
             the program, whose `start` is theta at these values.
@@ -84,7 +89,7 @@ class Program:
             first = data.first()
             fill = start_value if values is None else refuse_missing
             with torch.enable_grad():
-                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True))
+                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True, params=params))
             drew = before is not None and not before.is_current()
             changed = kept.changed()
             refuse_no_likelihood(run, data.one_batch)
@@ -102,6 +107,7 @@ class Program:
                 nesting=nesting_of(run) if run.discrete else None,
                 computed=frozenset(run.computed),
                 start=theta,
+                params=params or {},
             )
             if run.discrete:
                 run = program.run(theta, Chunk(first))
@@ -159,7 +165,7 @@ class Program:
             indices=chunk.indices,
             nesting=nesting,
             computed=self.computed,
-            params=params,
+            params={**self.params, **(params or {})},
         )
         run = run_model(self.model, chunk.batch, recorder)
         return run if nesting is None else marginalise(run, nesting)

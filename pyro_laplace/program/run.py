@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from pyro_laplace._compat.pyro import (
     Enumeration,
     carries_density,
+    param_constraint,
     scale_and_mask,
     site_is_deterministic,
     site_is_factor,
@@ -76,6 +78,8 @@ class Run:
     factors: dict[str, Site] = field(default_factory=dict)
     deterministic: dict[str, Site] = field(default_factory=dict)
     params: dict[str, Tensor] = field(default_factory=dict)
+    constraints: dict[str, Constraint] = field(default_factory=dict)
+    """Of the params."""
     subsampled: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Plates that draw their own indices: name to (size, subsample size)."""
     discrete: dict[str, Site] = field(default_factory=dict)
@@ -232,6 +236,7 @@ class Recorder(Messenger):
         name = msg["name"]
         if msg["type"] == "param":
             self.run.params[name] = msg["value"]
+            self.run.constraints[name] = param_constraint(msg)
         if msg["type"] != "sample" or site_is_subsample(msg):
             return
         if self.enumeration is not None:

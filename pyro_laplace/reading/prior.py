@@ -114,17 +114,19 @@ def prior_of(run: CapturedRun, jacobian: bool) -> Prior:
     Returns:
         the log prior, and minus its Hessian over the free coordinates.
     """
-    prior = _read(run, jacobian)
-    if not prior.hyperparameters:
-        return prior
+    values = _hyperparameters(run, jacobian)
+    if not values:
+        return _read(run, jacobian)
     generator = torch.Generator().manual_seed(0)
     other = {
-        name: value * (0.5 + torch.rand(value.shape, generator=generator).to(value))
-        for name, value in prior.hyperparameters.items()
+        name: value * (0.5 + torch.rand(value.shape, generator=generator).to(value)) for name, value in values.items()
     }
-    moved = CapturedRun.make(run.program, run.anchor, run.chunk, captured=False, params=other)
+    held, moved = (  # their graph is none of the latent sites'
+        CapturedRun.make(run.program, run.anchor, run.chunk, captured=False, params=each) for each in (values, other)
+    )
     generic = _read(moved, jacobian).diagonal
-    return replace(prior, generic=generic if bool(generic.isfinite().all()) else None)
+    generic = generic if bool(generic.isfinite().all()) else None
+    return replace(_read(held, jacobian), hyperparameters=values, generic=generic)
 
 
 def _read(run: CapturedRun, jacobian: bool) -> Prior:
@@ -132,89 +134,116 @@ def _read(run: CapturedRun, jacobian: bool) -> Prior:
     program, anchor, theta = run.program, run.anchor, run.anchor.theta
     normals, rest = {}, []
     for name, latent in program.latents.items():
-        fn: Any = None if latent.constrained else _counted_once(run.run.latents[name])
-        if type(fn) in _NORMAL and not (fn.loc.requires_grad or fn.scale.requires_grad):
+        fn: Any = None if latent.constrained else counted_once(run.run.latents[name])
+        if is_free_normal(fn):
             normals[name] = fn
         elif not isinstance(fn, dist.ImproperUniform):
             rest.append(name)
-    precision, log_p, gradient = _of_normals(run, normals)
+    normal = _of_normals(run, normals)
     with torch.enable_grad():
         terms = [run.log_prior(jacobian, frozenset(rest))] if rest else []
         terms += [site.log_prob() for site in run.run.other_priors]
         log_density = add_up(terms, theta)
         used = run.gradient(log_density, create_graph=True)
         negative = torch.cat([theta[:0], *(-each for each in used.values())])
+    gradient = normal.gradient
     run.add_over_free(gradient, {name: each.detach() for name, each in used.items()})
     positions = anchor.positions if used else anchor.index
     place = torch.cat([anchor.index[:0], *(positions[program.layout[name]] for name in used)])
-    total = sum(log_p.values(), log_density.detach())
     return Prior(
-        float(total),
-        _of_free(run, log_p, total, rest, log_density, jacobian),
+        float(sum(normal.log_p, log_density.detach())),
+        float(sum(normal.log_p_of_free)) + _of_free(run, rest, log_density, jacobian),
         gradient,
-        precision,
+        normal.precision,
         Differentiated(negative, [run.leaves[name] for name in used], place),
-        _hyperparameters(run, log_density),
     )
 
 
-def _hyperparameters(run: CapturedRun, log_density: Scalar) -> dict[str, Tensor]:
-    """Values of the `pyro.param`s that a log density depends on."""
-    params = {name: value for name, value in run.run.params.items() if value.requires_grad}
-    if not params or not log_density.requires_grad:
+def _hyperparameters(run: CapturedRun, jacobian: bool) -> dict[str, Tensor]:
+    """Values of the `pyro.param`s that the log prior depends on."""
+    params = {name: value.detach().clone().requires_grad_() for name, value in run.run.params.items()}
+    if not params:
         return {}
-    grads = torch.autograd.grad(log_density, list(params.values()), retain_graph=True, allow_unused=True)
-    return {name: params[name].detach().clone() for name, g in zip(params, grads, strict=True) if g is not None}
+    probe = CapturedRun.make(run.program, run.anchor, run.chunk, captured=False, params=params)
+    with torch.enable_grad():
+        terms = [probe.log_prior(jacobian), *(site.log_prob() for site in probe.run.other_priors)]
+        log_p = add_up(terms, run.anchor.theta)
+    if not log_p.requires_grad:
+        return {}
+    grads = torch.autograd.grad(log_p, list(params.values()), allow_unused=True)
+    return {name: params[name].detach() for name, g in zip(params, grads, strict=True) if g is not None}
 
 
-def _of_normals(run: CapturedRun, normals: Mapping[str, Any]) -> tuple[Theta, dict[str, Scalar], Theta]:
-    """Precision and gradient over the free coordinates, zero beside the Normal sites, and their log densities."""
+@dataclass(frozen=True, eq=False)
+class _Normals:
+    """What Normal sites say.
+
+    Attributes:
+        precision: over the free coordinates, zero beside these sites.
+        gradient: of their log densities there.
+        log_p: the log density of each.
+        log_p_of_free: that of each one's free coordinates.
+    """
+
+    precision: Theta
+    gradient: Theta
+    log_p: list[Scalar]
+    log_p_of_free: list[Scalar]
+
+
+def _of_normals(run: CapturedRun, normals: Mapping[str, Any]) -> _Normals:
+    """Precision, gradient and log densities of the Normal sites."""
     theta, layout, spans = run.anchor.theta, run.program.layout, run.anchor.spans
-    precision, log_p = torch.zeros(run.anchor.size, dtype=torch.float64, device=theta.device), {}
-    gradient = torch.zeros_like(precision)
+    precision = torch.zeros(run.anchor.size, dtype=torch.float64, device=theta.device)
+    found = _Normals(precision, torch.zeros_like(precision), [], [])
     for name, fn in normals.items():
         shape = run.run.latents[name].value.shape
-        loc, scale = (_without_copies(param.detach(), shape) for param in (fn.loc, fn.scale))
+        loc, scale = (without_copies(param.detach(), shape) for param in (fn.loc, fn.scale))
         prec, deviation = scale.square().reciprocal(), loc - theta[layout[name]].double()
-        pull, count = deviation * prec, len(deviation)
-        log_det = scale.log().sum() if scale.dim() else count * scale.log()
-        log_p[name] = -0.5 * (deviation @ pull) - log_det - 0.5 * count * math.log(2 * math.pi)
+        pull = deviation * prec
+        found.log_p.append(log_p_of_normal(deviation @ pull, scale, len(deviation)))
         if name in spans:
             span, own = spans[name]
-            precision[span], gradient[span] = prec[own] if prec.dim() else prec, pull[own]
-    return precision, log_p, gradient
+            scale = scale[own] if scale.dim() else scale
+            found.precision[span], found.gradient[span] = prec[own] if prec.dim() else prec, pull[own]
+            found.log_p_of_free.append(log_p_of_normal(deviation[own] @ pull[own], scale, span.stop - span.start))
+    return found
 
 
-def _without_copies(param: Tensor, shape: torch.Size) -> Tensor:
+def log_p_of_normal(squares: Scalar, scale: Tensor, count: int) -> Scalar:
+    """Log density of Normal entries with so many squares of standardised deviations, summed, and one scale or each."""
+    log_det = scale.log().sum() if scale.dim() else count * scale.log()
+    return -0.5 * squares - log_det - 0.5 * count * math.log(2 * math.pi)
+
+
+def without_copies(param: Tensor, shape: torch.Size) -> Tensor:
     """A parameter of a site's entries in float64: one number [] that stands for all of them, or flat."""
     if param.numel() and not any(param.stride()):
         return param[(0,) * param.dim()].double()
     return param.expand(shape).reshape(-1).double()
 
 
-def _of_free(
-    run: CapturedRun,
-    log_p: Mapping[str, Scalar],
-    total: Scalar,
-    rest: list[str],
-    log_density: Scalar,
-    jacobian: bool,
-) -> float:
-    """Log density of the free sites' theta, log-Jacobian included; bare factors count if every site is free."""
+def _of_free(run: CapturedRun, rest: list[str], log_density: Scalar, jacobian: bool) -> float:
+    """Log density of the rest of the free sites, log-Jacobian included; bare factors count if every site is free."""
     latents, free = run.program.latents, frozenset(run.leaves)
     if len(free) == len(latents) and (jacobian or not any(latent.constrained for latent in latents.values())):
-        return float(total)
-    found = sum(float(value) for name, value in log_p.items() if name in free)
+        return float(log_density.detach())
+    found = 0.0
     if len(free) == len(latents):
         factors = [site.log_prob() for site in run.run.other_priors]
         found += float(add_up(factors, run.anchor.theta).detach())
     return found + float(run.log_prior(True, free & frozenset(rest)).detach())
 
 
-def _counted_once(site: Site) -> Any:
+def counted_once(site: Site) -> Any:
     """The distribution of a site's entries, if the site counts once, without scale and mask; else None."""
     fn = innermost_unmasked(site.fn)
     return fn if site.mask is None and isinstance(site.scale, float) and site.scale == 1.0 else None
+
+
+def is_free_normal(fn: Any) -> bool:
+    """Whether a distribution is a Normal whose location and scale depend on nothing latent, in a run under autograd."""
+    return type(fn) in _NORMAL and not (fn.loc.requires_grad or fn.scale.requires_grad)
 
 
 _NORMAL = (torch.distributions.Normal, dist.Normal)

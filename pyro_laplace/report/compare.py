@@ -17,6 +17,7 @@ from pyro_laplace.draws.draws import PosteriorDraws, draws_of
 from pyro_laplace.draws.over_draws import View
 from pyro_laplace.likelihood.outcome import Outcome
 from pyro_laplace.linearized.choose import predictive_models
+from pyro_laplace.scores.formulas import within_quantiles
 from pyro_laplace.settings import settings
 
 
@@ -142,7 +143,4 @@ def _pointwise(view: View, draws: PosteriorDraws) -> Tensor:
 
 def _share_within(drawn: Tensor, truth: Tensor) -> float:
     """Share of values [data, ...] within the central interval of their draws [draws, data, ...]."""
-    tail = (1 - settings.coverage_level) / 2
-    lower, upper = np.quantile(drawn.cpu().numpy(), [tail, 1 - tail], axis=0)
-    inside = (lower <= truth.cpu().numpy()) & (truth.cpu().numpy() <= upper)
-    return float(inside.mean())
+    return float(within_quantiles(drawn, truth).double().mean())

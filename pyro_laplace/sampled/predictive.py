@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from pyro_laplace._compat.pyro import RandomState, site_is_subsample, undisturbed
+from pyro_laplace._compat.pyro import ParamsHeld, RandomState, site_is_subsample, undisturbed
 from pyro_laplace._errors import InvalidOption, LaplaceWarning, UnsupportedProgram
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.draws.vectorize import Widest, over_rows, row_by_row
@@ -25,6 +25,7 @@ from pyro_laplace.linearized.predictor import LinearizedPredictive
 from pyro_laplace.linearized.program import LinearizedProgram
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.module_state import modules_kept
 from pyro_laplace.settings import settings
 
@@ -94,7 +95,7 @@ class Predictive(pyro.infer.Predictive):
             sites of fewer plates with those of more.
         """
         batch = Batch(args, kwargs)
-        with _untouched(self.model, self.guide), torch.no_grad():
+        with _untouched(self.model, self.guide), ParamsHeld(own_params(self.model, self.guide)), torch.no_grad():
             self._warn_of_nonlinearity(batch)
             if self.parallel:
                 return super().forward(*args, **kwargs)

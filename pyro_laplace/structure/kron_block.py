@@ -50,9 +50,9 @@ class KronBlock(Block):
         flat = not bool((out_prior != 0).any())
         out_scale = torch.ones_like(out_prior) if flat else out_prior.sqrt()
         in_scale = torch.ones_like(in_prior) if flat else in_prior.sqrt()
-        beta, out_basis = _eigh(out_factor / out_scale / out_scale.unsqueeze(-1), dtype)
+        beta, out_basis = eigenpairs(out_factor / out_scale / out_scale.unsqueeze(-1), dtype)
         beta = beta.clamp(min=0) / count
-        alpha, in_basis = _eigh(in_factor / in_scale / in_scale.unsqueeze(-1), dtype)
+        alpha, in_basis = eigenpairs(in_factor / in_scale / in_scale.unsqueeze(-1), dtype)
         alpha = alpha.clamp(min=0)
         eigenvalues = beta.unsqueeze(-1) * alpha + (0.0 if flat else 1.0)
         if not bool((eigenvalues > 0).all()):
@@ -133,7 +133,7 @@ class KronBlock(Block):
         return self.out_basis @ weights @ self.in_basis.mT
 
 
-def _eigh(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def eigenpairs(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors, computed in a dtype and given in float64."""
     values, vectors = torch.linalg.eigh(matrix.to(dtype))
     return values.double(), vectors.double()

@@ -137,6 +137,21 @@ class LikelihoodSum:
             double=self.double and other.double,
         )
 
+    def under_noise(self, ratio: Tensor, power: int = 2) -> "LikelihoodSum":
+        """The same under a homoscedastic Normal noise that is so many times as large, of a single term.
+
+        Args:
+            ratio: c.
+            power: the curvature is multiplied by ``c^-power``.
+
+        Returns:
+            the sum; this one stays as it is.
+        """
+        c = float(ratio)
+        sums = {terms: type(each).weighted([(each, c**-power)]) for terms, each in self.sums.items()}
+        statistics = {name: each.under_noise(c) for name, each in self.statistics.items()}
+        return replace(self, sums=sums, statistics=statistics, gradient=self.gradient / c**2)
+
     def state(self) -> State:
         """As plain tensors, numbers and names; `build.restore` makes it again, at the anchor that it was made at.
 

@@ -1,5 +1,6 @@
 """What is summed over data beside the curvature: of each likelihood term, all that another noise scale must know."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,12 @@ class TermStatistics:
         known = self.squares is not None and other.squares is not None
         squares = (self.squares or 0.0) + (other.squares or 0.0) if known else None
         return TermStatistics(self.log_lik + other.log_lik, self.count + other.count, squares)
+
+    def under_noise(self, ratio: float) -> "TermStatistics":
+        """Those under a noise so many times as large; Normal data have `squares`."""
+        assert self.squares is not None
+        log_lik = self.log_lik + self.squares * (1 - ratio**-2) / 2 - self.count * math.log(ratio)
+        return TermStatistics(log_lik, self.count, self.squares / ratio**2)
 
     def state(self) -> State:
         """As numbers."""

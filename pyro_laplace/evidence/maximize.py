@@ -1,0 +1,135 @@
+"""`maximize_evidence`: the hyperparameters of the highest evidence, post hoc, and the posterior under them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pyro_laplace._compat.pyro import StoreState, undisturbed, write_param
+from pyro_laplace._errors import check_option
+from pyro_laplace.capture.loop import Loop
+from pyro_laplace.curvature.table import CURVATURES
+from pyro_laplace.data import as_data
+from pyro_laplace.evidence.rounds import maximum
+from pyro_laplace.mode.fit_map import discard_params, find_mode
+from pyro_laplace.mode.given import values_given
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.search import Search
+from pyro_laplace.posterior.subset import Subnetwork, Subset, select
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.sites import coordinates_of
+from pyro_laplace.reading.hyperparameters import Names, require
+from pyro_laplace.structure.build import check_combination, check_structure
+from pyro_laplace.structure.options import Structure
+
+METHODS = ("posthoc",)
+"""How the evidence may be maximised."""
+
+REFITS = ("auto", True, False, "linearized")
+"""What may become of the mode under a new prior."""
+
+
+def maximize_evidence(
+    model: Callable[..., Any],
+    data: Any,
+    map_guide: Any = None,
+    *,
+    hyperparameters: Names = "auto",
+    method: str = "posthoc",
+    refit: bool | str = "auto",
+    keep: bool = True,
+    subset: Subset = "all",
+    structure: Structure = "full",
+    curvature: str = "ggn",
+    jacobian: bool = True,
+    on_not_a_mode: str = "warn",
+    progress: bool = True,
+) -> AutoLaplace:
+    """The hyperparameters at which Laplace's evidence is highest, and the posterior there (type-II maximum likelihood).
+
+    The sum over data is made once at a mode; the evidence of other prior scales follows from it without the data, and
+    that of another homoscedastic noise from the residual statistics (MacKay 1992; Immer et al. 2021, "Scalable marginal
+    likelihood estimation for model selection in deep learning"). It is climbed by L-BFGS in the logarithms of positive
+    hyperparameters, from several starts. With `refit` the mode is then found again under the new prior, and both are
+    repeated until neither moves; meanwhile the evidence counts that the mode follows the prior, as far as the quadratic
+    model goes: exactly for linear-Gaussian programs, which take one round.
+
+    Args:
+        model: a Pyro program with hyperparameters: `pyro.param`s that priors depend on, and noise.
+        data: a batch (tuple, dict or tensor), or a re-iterable of batches.
+        map_guide: an `AutoDelta` at the mode under the values that the store holds, or a mapping of site values; None
+            fits it first.
+        hyperparameters: "auto", those that the priors of random sites depend on and those that enter a distribution's
+            dispersion and not its location; or names and globs of `pyro.param`s. Never a network's weights.
+        method: "posthoc", after training.
+        refit: True finds the mode again under each new prior; False leaves it where it is; "auto" does so for programs
+            of at most `settings.small` coordinates, or whose coordinates times data are at most `settings.refit_work`,
+            and leaves a trained network where it stands; "linearized" leaves it too, and maximises the evidence of the
+            linearised program at that program's own mode (Antoran et al. 2022, "Adapting the linearised Laplace model
+            evidence for modern deep learning"), which networks with normalisation layers need: exact for Normal data,
+            by its quadratic model for others.
+        keep: whether the param store holds the new values afterwards; False leaves it as it was.
+        subset: as `fit_laplace` takes it. Hyperparameters of sites that are held are left out.
+        structure: as `fit_laplace` takes it.
+        curvature: as `fit_laplace` takes it.
+        jacobian: as `fit_laplace` takes it.
+        on_not_a_mode: what to do about a point that is no mode under its new prior: "warn", "raise" or "ignore".
+        progress: whether passes over the data that last show a progress bar.
+
+    Returns:
+        the posterior at the mode, with `hyperparameters`, `evidence_path` and `path`.
+
+    Raises:
+        InvalidOption: for an option's unknown value, a program without hyperparameters, or a name that matches nothing.
+        InvalidData: if the log likelihood is not finite.
+        NotAMode: if the point is no mode under its new prior, and that is to be raised.
+    """
+    start = time.perf_counter()
+    check_structure(structure)
+    check_option("curvature", curvature, tuple(CURVATURES))
+    check_option("method", method, METHODS)
+    check_option("refit", refit, REFITS)
+    check_option("keep", keep, (True, False))
+    check_option("jacobian", jacobian, (True, False))
+    check_option("on_not_a_mode", on_not_a_mode, ("warn", "raise", "ignore"))
+    check_combination(structure, CURVATURES[curvature])
+    data, before = as_data(data), StoreState()
+    try:
+        given = map_guide is not None
+        if not given:
+            with undisturbed():
+                traced = Program.trace(model, data)
+                chosen = select(subset, traced, data)
+                index = coordinates_of(traced.latents, chosen)
+                wanted = Search(Loop(traced, data), index, structure, CURVATURES[curvature], jacobian, progress)
+                require(known := wanted.hyperparameters(hyperparameters), traced)
+            fitted = find_mode(model, data, progress, known.names)
+            map_guide = values_given(fitted, data)
+            discard_params(fitted)
+        measure = CURVATURES[curvature].drawn()
+        generator = subset.generator() if isinstance(subset, Subnetwork) else None
+        with undisturbed(), torch.no_grad():
+            program = Program.trace(model, data, values_given(map_guide, data))
+            index = coordinates_of(program.latents, select(subset, program, data)).to(program.start.device)
+            search = Search(Loop(program, data), index, structure, measure, jacobian, progress)
+            if isinstance(subset, Subnetwork) and generator is not None:
+                at = program.start
+                index = subset.choose(program, at, lambda: search.variance(at), generator)
+                search = replace(search, index=index)
+            found = search.hyperparameters(hyperparameters)
+            require(found, program)
+            result = maximum(search, found, refit, given)
+            guide = result.guide(on_not_a_mode, keep)
+    except BaseException:
+        before.restore()
+        raise
+    if not keep:
+        before.restore()
+    else:
+        for name, value in guide.hyperparameters.items():
+            if name in found.names:
+                write_param(model, name, value, found.constraints[name])
+    guide.fit_seconds = time.perf_counter() - start
+    return guide

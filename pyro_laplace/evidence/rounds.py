@@ -1,0 +1,230 @@
+"""From a mode under one prior to the prior of highest evidence, and to the mode under that, until neither moves."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._errors import LaplaceWarning
+from pyro_laplace._typing import Values
+from pyro_laplace.capture.run import CapturedRun
+from pyro_laplace.evidence.ascent import INTERRUPTED, Box, Climb, box_around, climb, running_away
+from pyro_laplace.evidence.checks import refuse_not_finite, tell_of_improper
+from pyro_laplace.evidence.surface import Surface, plain
+from pyro_laplace.mode.path import Path
+from pyro_laplace.mode.reached import Stopped
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.mode_check import report
+from pyro_laplace.posterior.search import PosteriorAt, Search
+from pyro_laplace.reading.hyperparameters import Hyperparameters
+from pyro_laplace.reading.prior import prior_of
+from pyro_laplace.settings import settings
+
+
+@dataclass(frozen=True, eq=False)
+class Maximum:
+    """Where a search for hyperparameters ended.
+
+    Attributes:
+        search: how the posterior is made, at these hyperparameters.
+        posterior: at the mode under them.
+        found: them.
+        path: the steps of the search.
+        log_evidence: of the linearised program, where it was that one's that was searched for.
+        stopped: why the search for the mode ended; None where it was left where it was.
+        moved: whether it was moved.
+    """
+
+    search: Search
+    posterior: PosteriorAt
+    found: Hyperparameters
+    path: Path
+    log_evidence: float | None = None
+    stopped: Stopped | None = None
+    moved: bool = False
+
+    def guide(self, on_not_a_mode: str, keep: bool) -> AutoLaplace:
+        """The posterior as a guide.
+
+        Args:
+            on_not_a_mode: what to do about a point that is no mode under its new prior.
+            keep: whether the param store is to hold the hyperparameters.
+
+        Returns:
+            the guide.
+        """
+        mode = self.posterior.judged(self.moved, self.stopped)
+        if self.log_evidence is None:  # else it is the linearised program's mode that counts
+            report(mode, on_not_a_mode, "find it again under the new prior: refit=True")
+        known = self.search.hyperparameters().values
+        guide = self.search.guide(self.posterior, mode, {**known, **self.found.values})
+        guide.path = replace(self.path, kept=keep)
+        if self.log_evidence is not None:
+            guide.register_buffer("_log_evidence", torch.tensor(self.log_evidence, dtype=torch.float64))
+        return guide
+
+
+def maximum(search: Search, found: Hyperparameters, refit: bool | str, given: bool) -> Maximum:
+    """Climb the evidence, from the program's start and the hyperparameters that it has.
+
+    Args:
+        search: how the posterior is made.
+        found: the hyperparameters.
+        refit: what becomes of the mode, as `maximize_evidence` takes it.
+        given: whether the user gave the start as a mode.
+
+    Returns:
+        the maximum.
+    """
+    theta, stopped = search.mode("auto", given)
+    moved = not torch.equal(theta, search.loop.program.start)
+    search = search.at(theta, found.values)
+    posterior = search.measured(theta)
+    refuse_not_finite(posterior)
+    tell_of_improper(search.loop, posterior.likelihood.anchor.touched, found)
+    here = Maximum(search, posterior, found, Path(), None, stopped, moved)
+    box = box_around(found.flat(found.values))
+    if refit == "linearized" or not _refits(posterior, refit):
+        return _at_one_point(here, box, refit == "linearized")
+    return _in_rounds(here, box)
+
+
+def _refits(posterior: PosteriorAt, refit: bool | str) -> bool:
+    """Whether the mode is found again under each new prior."""
+    if refit != "auto":
+        return refit is True
+    size = len(posterior.theta)
+    return size <= settings.small or size * posterior.likelihood.num_data <= settings.refit_work
+
+
+def _at_one_point(here: Maximum, box: Box, linearized: bool) -> Maximum:
+    """The hyperparameters of the highest evidence with theta where it is."""
+    surface = Surface.around(here.search, here.posterior, here.found, rises=linearized)
+    climbed = climb(lambda flat: surface.at(flat).value, _scale_starts(surface, box), box, not surface.measured)
+    values = plain(surface.found.unflatten(climbed.best))
+    _tell(surface, climbed, box)
+    posterior = under(here.search, here.posterior, surface, values)
+    search = here.search.at(posterior.theta, values)
+    found = replace(here.found, values=values)
+    path = _path(found, [climbed])
+    return replace(here, search=search, posterior=posterior, found=found, path=path,
+                   log_evidence=climbed.values[-1] if linearized else None)  # fmt: skip
+
+
+def _in_rounds(here: Maximum, box: Box) -> Maximum:
+    """The same, with the mode found again under each new prior, until neither moves."""
+    climbs: list[Climb] = []
+    surface, reason = Surface.around(here.search, here.posterior, here.found, rises=True), _ROUNDS
+    while len(climbs) < settings.evidence_rounds and reason == _ROUNDS:
+        starts = [surface.start] if climbs else _scale_starts(surface, box)
+        climbed = climb(lambda flat, at=surface: at.at(flat).value, starts, box, not surface.measured)
+        further = _further(here, surface, climbed) if climbed.gain > settings.evidence_gain else None
+        if further is None or climbed.reason == INTERRUPTED:
+            reason = climbed.reason if climbed.reason == INTERRUPTED else ""
+        if further is not None:
+            here = further
+            climbs.append(climbed)
+            surface = Surface.around(here.search, here.posterior, here.found, rises=True)
+    end = Climb((surface.start,), (here.posterior.log_evidence,), not reason, reason)
+    _tell(surface, end, box)
+    return replace(here, path=_path(here.found, [*climbs, end]))
+
+
+_ROUNDS = "it took more than pl.settings.evidence_rounds rounds of a new mode and a new prior"
+
+
+def _further(here: Maximum, surface: Surface, climbed: Climb) -> Maximum | None:
+    """The mode under the new prior; of a shorter step where the evidence is lower there; None where no step helps."""
+    start = surface.start
+    for halving in range(5):
+        values = plain(surface.found.unflatten(start + 0.5**halving * (climbed.best - start)))
+        search = here.search.at(here.posterior.theta, values)
+        theta, stopped = search.mode(True, True)
+        search = search.at(theta, values)
+        posterior = search.gauss_newton(search.measured(theta))
+        if posterior.log_evidence > here.posterior.log_evidence - settings.evidence_gain:
+            moved = here.moved or not torch.equal(theta, here.posterior.theta)
+            found = replace(here.found, values=values)
+            return Maximum(search.at(posterior.theta, values), posterior, found, here.path, None, stopped, moved)
+    return None
+
+
+def under(search: Search, posterior: PosteriorAt, surface: Surface, values: Values) -> PosteriorAt:
+    """The posterior at the same theta under other hyperparameters.
+
+    Args:
+        search: how it is made.
+        posterior: at the hyperparameters of the surface.
+        surface: around it.
+        values: the others.
+
+    Returns:
+        the posterior there: without a pass over the data where none is needed.
+    """
+    moved = search.at(posterior.theta, values)
+    anchor = replace(posterior.likelihood.anchor, hyperparameters={})
+    run = CapturedRun.make(moved.loop.program, anchor, moved.loop.few_rows(), captured=False)
+    prior = prior_of(run, search.jacobian)
+    likelihood = surface.likelihood_at(values)
+    likelihood = replace(likelihood, anchor=replace(anchor, hyperparameters=prior.hyperparameters))
+    return moved.under(posterior.theta, likelihood, prior)
+
+
+def _scale_starts(surface: Surface, box: Box) -> list[Tensor]:
+    """Where the hyperparameters are; and with all prior scales a factor of ten larger or smaller.
+
+    The evidence at one theta may have a maximum where the data say much and one where they say little.
+
+    Returns:
+        the starts.
+    """
+    start = surface.start
+    scales = torch.zeros_like(start)
+    for name in surface.found.of_priors:
+        scales[surface.found.numbers_of(name)] = math.log(10.0)
+    if surface.measured or not bool(scales.any()):
+        return [start]
+    return [start, start - scales, start + scales]
+
+
+def _path(found: Hyperparameters, climbs: Sequence[Climb]) -> Path:
+    steps = [step for each in climbs for step in each.steps]
+    values = [found.unflatten(step) for step in steps]
+    rounds, count = [], 0
+    for each in climbs:
+        rounds.append(count)
+        count += len(each.steps)
+    return Path(
+        tuple(value for each in climbs for value in each.values),
+        {name: torch.stack([each[name].detach() for each in values]) for name in found.names},
+        tuple(rounds),
+    )
+
+
+def _tell(surface: Surface, climbed: Climb, box: Box) -> None:
+    """Say what a user has to know of where the search ended."""
+    if not climbed.converged:
+        warnings.warn(
+            f"the search for the hyperparameters ended before it converged: {climbed.reason}. What is returned is the "
+            "best so far",
+            LaplaceWarning,
+            stacklevel=5,
+        )
+    numbers = [] if surface.measured else list(range(len(climbed.best)))
+    away = running_away(lambda flat: surface.at(flat).value, climbed.best, box, numbers)
+    for name in surface.found.names:
+        place = surface.found.numbers_of(name)
+        ends = sorted({away[number] for number in range(place.start, place.stop) if number in away})
+        if not ends:
+            continue
+        sites, single = surface.found.sites[name], place.stop - place.start == 1
+        some = name if single else f"{sum(n in away for n in range(place.start, place.stop))} entries of {name}"
+        warnings.warn(
+            f"the hyperparameter {some!r} runs to {' and '.join(ends)}: the evidence is no lower there"
+            + (f". The data say nothing of {', '.join(map(repr, sites))} beyond the prior" if sites else ""),
+            LaplaceWarning,
+            stacklevel=5,
+        )

@@ -1,0 +1,48 @@
+"""The hyperparameters that a posterior was built at: it is used at them too, whatever the store holds by then."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+import torch
+
+from pyro_laplace._compat.pyro import live_param
+from pyro_laplace._errors import LaplaceWarning
+from pyro_laplace._typing import Values
+from pyro_laplace.posterior.guide import AutoLaplace
+
+_TOLD: WeakSet[AutoLaplace] = WeakSet()
+"""The posteriors whose user has been told that the store holds other values."""
+
+
+def own_params(model: Callable[..., Any], posterior: Any) -> Values:
+    """The `pyro.param`s that a posterior is used at, in place of those that the store has.
+
+    Of a posterior that was built at the store's values it is said, once, where these have changed since.
+
+    Args:
+        model: the Pyro program.
+        posterior: anything; what is no posterior of `fit_laplace` has none.
+
+    Returns:
+        name to value; none where the store holds all of them.
+    """
+    guide = getattr(posterior, "components", (posterior,))[0]  # of a mixture all were built at the same values
+    if not isinstance(guide, AutoLaplace) or not guide.hyperparameters:
+        return {}
+    live = {name: live_param(model, name) for name in guide.hyperparameters}
+    changed = [
+        name for name, value in guide.hyperparameters.items()
+        if (now := live[name]) is not None and not torch.equal(now.detach(), value.to(now))
+    ]  # fmt: skip
+    if changed and guide.path.kept and guide not in _TOLD:
+        _TOLD.add(guide)
+        warnings.warn(
+            f"the posterior was built at other values of the pyro.params {changed} than the param store holds now, and "
+            "is used at its own (guide.hyperparameters). Fit it anew to have it at those of the store",
+            LaplaceWarning,
+            stacklevel=4,
+        )
+    missing = any(now is None for now in live.values())
+    return dict(guide.hyperparameters) if changed or missing else {}
