@@ -31,8 +31,10 @@ from pyro_laplace.program.start import init_to_start
 from pyro_laplace.report.compare import compare
 from pyro_laplace.report.datatree import to_datatree
 from pyro_laplace.sampled.predictive import Predictive
+from pyro_laplace.scores import scores
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.options import Kron, LowRank
+from pyro_laplace.tuning.tune import tune
 
 if TYPE_CHECKING:
     from pyro_laplace import plots
@@ -69,8 +71,10 @@ __all__ = [
     "maximize_evidence",
     "nn",
     "plots",
+    "scores",
     "settings",
     "to_datatree",
+    "tune",
     "update",
 ]
 

@@ -264,13 +264,37 @@ class Settings:
     """Nats below the best value seen at which a search takes a point to be that has no posterior."""
 
     evidence_flat: float = 1e-3
-    """Nats that the log evidence may fall by where a hyperparameter goes to its bound, for it to be said to run there."""
+    """Nats that the log evidence may fall by where a hyperparameter goes to its bound, to be said to run there."""
 
     evidence_looks: int = 5
     """Times that a search looks again at hyperparameters that ran to a bound."""
 
     evidence_grid: int = 12
     """Values of such a hyperparameter that are tried."""
+
+    spectrum_coordinates: int = 300
+    """Coordinates from which on the evidence of a dense curvature takes its spectrum, once, and no factor each step."""
+
+    spectrum_others: int = 20
+    """One coordinate in so many may have another prior precision than all others for that."""
+
+    kept_elements: int = 2**27
+    """Entries of the Jacobian at held-out rows that `tune` keeps of a layer whose weights several positions share."""
+
+    tune_range: float = 1e3
+    """Factor by which `tune` lets a positive hyperparameter move from where it starts, up or down."""
+
+    tune_close: float = 0.01
+    """Distance from a bound, in the logarithm, within which the best trial lies at it."""
+
+    tune_plateau: float = 1e-4
+    """Difference of scores that tells no two trials apart."""
+
+    tune_short: float = 0.1
+    """Length, in the logarithm, under which its steps are over."""
+
+    tune_edge: float = 0.7
+    """How far the simplex search of `tune` begins from the best common factor, in the logarithm."""
 
     evidence_rounds: int = 20
     """Most rounds of a new mode under a new prior, and a new prior at that mode."""

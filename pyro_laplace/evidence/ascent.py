@@ -46,9 +46,9 @@ class Climb:
         return self.values[-1] - self.values[0]
 
 
-def box_around(start: Tensor) -> Box:
-    """As far as `settings.evidence_range` lets a positive hyperparameter move, in its logarithm."""
-    reach = math.log(settings.evidence_range)
+def box_around(start: Tensor, factor: float) -> Box:
+    """As far as positive hyperparameters may move up and down, by a factor, in their logarithm."""
+    reach = math.log(factor)
     return start - reach, start + reach
 
 

@@ -24,14 +24,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyro_laplace._typing import Matrix, Scalar, Theta
+from pyro_laplace.reading.gram import Gram
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.reading.prior_curve import PriorAt
 from pyro_laplace.settings import settings
+from pyro_laplace.structure.full import Full
 from pyro_laplace.structure.kron import KronSum
-from pyro_laplace.structure.kron_block import eigenpairs
 from pyro_laplace.structure.kron_factors import KronFactors, mirrored
 from pyro_laplace.structure.likelihood_sum import LikelihoodSum
 from pyro_laplace.structure.precision import Precision
+from pyro_laplace.structure.whitened import eigenpairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,6 +230,42 @@ class KronLogDet(LogDet):
         return Solved(total, total.new_zeros(()))
 
 
+@dataclass(frozen=True, eq=False)
+class FullSpectrum(LogDet):
+    """Of a dense curvature ``H = V diag(h) V'`` most of whose coordinates have one prior precision d, whatever it is.
+
+    With E the columns of the identity at the other coordinates, and D their precisions less d,
+    ``log det = sum log (h + d) + log det (I + D E' V diag(1 / (h + d)) V' E)``.
+
+    Attributes:
+        values: h.
+        common: place of one of the coordinates that have d.
+        others: places of the rest [m].
+        rows: ``E' V`` [m, params].
+        fallback: for the rise, which takes a posterior.
+    """
+
+    values: Tensor
+    common: int
+    others: Tensor
+    rows: Tensor
+    fallback: ByPosterior
+
+    def at(self, prior: PriorAt, factors: Mapping[str, Tensor], gradient: Theta | None = None) -> Solved:
+        """By the spectrum; by a posterior where the rise is asked for."""
+        if gradient is not None:
+            return self.fallback.at(prior, factors, gradient)
+        d = prior.at(self.common)
+        shifted = (self.values * next(iter(factors.values())) if factors else self.values) + d
+        total = shifted.log().sum()
+        if len(self.others):
+            apart = prior.diagonal[self.others] - d
+            inner = (self.rows / shifted) @ self.rows.mT
+            eye = torch.eye(len(self.others), dtype=inner.dtype, device=inner.device)
+            total = total + torch.linalg.slogdet(eye + apart.unsqueeze(1) * inner).logabsdet
+        return Solved(total, total.new_zeros(()))
+
+
 def log_det_of(likelihood: LikelihoodSum, like: Prior, scaled: bool) -> LogDet:
     """The log determinant of a sum over data, as a function of the prior.
 
@@ -237,17 +275,36 @@ def log_det_of(likelihood: LikelihoodSum, like: Prior, scaled: bool) -> LogDet:
         scaled: whether terms get factors.
 
     Returns:
-        by the spectra of Kronecker factors where these do, else by posteriors.
+        by the spectrum of the curvature, or of its Kronecker factors, where that does; else by posteriors.
     """
     fallback = ByPosterior(likelihood, like)
     sums = list(likelihood.sums.values())
-    if not all(isinstance(each, KronSum) for each in sums) or not sums or (scaled and len(sums) > 1):
+    if len(like.rest.index) or (scaled and len(sums) > 1):
         return fallback
     kron = [(each, 1.0) for each in sums if isinstance(each, KronSum)]
-    total = KronSum.weighted(kron) if len(kron) > 1 else kron[0][0]
-    if len(total.index) or not all(_of_one_scale(layer, like) for layer in total.layers):
-        return fallback
-    return KronLogDet(tuple(LayerSpectrum.of(layer, total.dtype) for layer in total.layers), fallback)
+    if kron and len(kron) == len(sums):
+        total = KronSum.weighted(kron) if len(kron) > 1 else kron[0][0]
+        if not len(total.index) and all(_of_one_scale(layer, like) for layer in total.layers):
+            return KronLogDet(tuple(LayerSpectrum.of(layer, total.dtype) for layer in total.layers), fallback)
+    if len(sums) == 1 and isinstance(sums[0], Full):
+        return _full_spectrum(sums[0], like, fallback) or fallback
+    return fallback
+
+
+def _full_spectrum(full: Full, like: Prior, fallback: ByPosterior) -> FullSpectrum | None:
+    """Where one prior precision is that of nearly all coordinates, and there are enough for a spectrum to pay."""
+    size = len(like.known)
+    if size < settings.spectrum_coordinates or not isinstance(full.held, Gram) or not bool((like.known > 0).all()):
+        return None
+    generic = like.known if like.generic is None else like.generic
+    _, classes = torch.unique(torch.stack([like.known, generic]), dim=1, return_inverse=True)
+    common = classes.mode().values
+    others = (classes != common).nonzero()[:, 0]
+    if len(others) > size // settings.spectrum_others:
+        return None
+    values, basis = torch.linalg.eigh(full.held.matrix())
+    first = int((classes == common).nonzero()[0, 0])
+    return FullSpectrum(values.clamp(min=0), first, others, basis[others], fallback)
 
 
 def _of_one_scale(layer: KronFactors, like: Prior) -> bool:
@@ -255,7 +312,7 @@ def _of_one_scale(layer: KronFactors, like: Prior) -> bool:
     weights = layer.index[:, :-1] if layer.has_bias else layer.index
     parts = [weights, layer.index[:, -1:]] if layer.has_bias else [weights]
     diagonals = [like.known] if like.generic is None else [like.known, like.generic]
-    return not len(like.rest.index) and all(
+    return all(
         bool((values := diagonal[part]).gt(0).all()) and bool((values == values[0, 0]).all())
         for diagonal in diagonals
         for part in parts

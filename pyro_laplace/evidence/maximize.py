@@ -2,26 +2,18 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pyro_laplace._compat.pyro import StoreState, undisturbed, write_param
 from pyro_laplace._errors import check_option
-from pyro_laplace.capture.loop import Loop
-from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.evidence.rounds import maximum
-from pyro_laplace.mode.fit_map import discard_params, find_mode
-from pyro_laplace.mode.given import values_given
 from pyro_laplace.posterior.guide import AutoLaplace
-from pyro_laplace.posterior.search import Search
-from pyro_laplace.posterior.subset import Subnetwork, Subset, select
-from pyro_laplace.program.program import Program
-from pyro_laplace.program.sites import coordinates_of
+from pyro_laplace.posterior.request import Request
+from pyro_laplace.posterior.subset import Subset
 from pyro_laplace.reading.hyperparameters import Names, require
-from pyro_laplace.structure.build import check_combination, check_structure
 from pyro_laplace.structure.options import Structure
 
 METHODS = ("posthoc",)
@@ -87,41 +79,19 @@ def maximize_evidence(
         NotAMode: if the point is no mode under its new prior, and that is to be raised.
     """
     start = time.perf_counter()
-    check_structure(structure)
-    check_option("curvature", curvature, tuple(CURVATURES))
     check_option("method", method, METHODS)
     check_option("refit", refit, REFITS)
     check_option("keep", keep, (True, False))
-    check_option("jacobian", jacobian, (True, False))
     check_option("on_not_a_mode", on_not_a_mode, ("warn", "raise", "ignore"))
-    check_combination(structure, CURVATURES[curvature])
+    request = Request.of(model, subset, structure, curvature, jacobian, progress)
     data, before = as_data(data), StoreState()
     try:
-        given = map_guide is not None
-        if not given:
-            with undisturbed():
-                traced = Program.trace(model, data)
-                chosen = select(subset, traced, data)
-                index = coordinates_of(traced.latents, chosen)
-                wanted = Search(Loop(traced, data), index, structure, CURVATURES[curvature], jacobian, progress)
-                require(known := wanted.hyperparameters(hyperparameters), traced)
-            fitted = find_mode(model, data, progress, known.names)
-            map_guide = values_given(fitted, data)
-            discard_params(fitted)
-        measure = CURVATURES[curvature].drawn()
-        generator = subset.generator() if isinstance(subset, Subnetwork) else None
+        values = request.point(data, map_guide, hyperparameters)
         with undisturbed(), torch.no_grad():
-            program = Program.trace(model, data, values_given(map_guide, data))
-            index = coordinates_of(program.latents, select(subset, program, data)).to(program.start.device)
-            search = Search(Loop(program, data), index, structure, measure, jacobian, progress)
-            if isinstance(subset, Subnetwork) and generator is not None:
-                at = program.start
-                index = subset.choose(program, at, lambda: search.variance(at), generator)
-                search = replace(search, index=index)
-            found = search.hyperparameters(hyperparameters)
-            require(found, program)
-            result = maximum(search, found, refit, given)
-            guide = result.guide(on_not_a_mode, keep)
+            begun = request.begin(data, values, "auto", map_guide is not None)
+            found = begun.search.hyperparameters(hyperparameters)
+            require(found, begun.search.loop.program)
+            guide = maximum(begun, found, refit).guide(on_not_a_mode, keep)
     except BaseException:
         before.restore()
         raise

@@ -18,6 +18,7 @@ from pyro_laplace.mode.path import Path
 from pyro_laplace.mode.reached import Stopped
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mode_check import report
+from pyro_laplace.posterior.request import Begun
 from pyro_laplace.posterior.search import PosteriorAt, Search
 from pyro_laplace.reading.hyperparameters import Hyperparameters
 from pyro_laplace.reading.prior import prior_of
@@ -46,6 +47,23 @@ class Maximum:
     stopped: Stopped | None = None
     moved: bool = False
 
+    def refitted(self, values: Values) -> "Maximum":
+        """The same with the mode found again under other hyperparameters.
+
+        Args:
+            values: theirs.
+
+        Returns:
+            the posterior at that mode.
+        """
+        search = self.search.at(self.posterior.theta, values)
+        theta, stopped = search.mode(True, True)
+        search = search.at(theta, values)
+        posterior = search.gauss_newton(search.measured(theta))
+        moved = self.moved or not torch.equal(theta, self.posterior.theta)
+        found = replace(self.found, values=values)
+        return Maximum(search.at(posterior.theta, values), posterior, found, self.path, None, stopped, moved)
+
     def guide(self, on_not_a_mode: str, keep: bool) -> AutoLaplace:
         """The posterior as a guide.
 
@@ -67,33 +85,38 @@ class Maximum:
         return guide
 
 
-def maximum(search: Search, found: Hyperparameters, refit: bool | str, given: bool) -> Maximum:
-    """Climb the evidence, from the program's start and the hyperparameters that it has.
+def maximum(begun: Begun, found: Hyperparameters, refit: bool | str) -> Maximum:
+    """Climb the evidence, from a posterior and the hyperparameters that it was made at.
 
     Args:
-        search: how the posterior is made.
+        begun: the posterior.
         found: the hyperparameters.
         refit: what becomes of the mode, as `maximize_evidence` takes it.
-        given: whether the user gave the start as a mode.
 
     Returns:
         the maximum.
     """
-    theta, stopped = search.mode("auto", given)
-    moved = not torch.equal(theta, search.loop.program.start)
-    search = search.at(theta, found.values)
-    posterior = search.measured(theta)
+    posterior = begun.posterior
     refuse_not_finite(posterior)
-    tell_of_improper(search.loop, posterior.likelihood.anchor.touched, found)
-    here = Maximum(search, posterior, found, Path(), None, stopped, moved)
-    box = box_around(found.flat(found.values))
-    if refit == "linearized" or not _refits(posterior, refit):
+    tell_of_improper(begun.search.loop, posterior.likelihood.anchor.touched, found)
+    search = begun.search.at(posterior.theta, found.values)
+    here = Maximum(search, posterior, found, Path(), None, begun.stopped, begun.moved)
+    box = box_around(found.flat(found.values), settings.evidence_range)
+    if refit == "linearized" or not refits(posterior, refit):
         return _at_one_point(here, box, refit == "linearized")
     return _in_rounds(here, box)
 
 
-def _refits(posterior: PosteriorAt, refit: bool | str) -> bool:
-    """Whether the mode is found again under each new prior."""
+def refits(posterior: PosteriorAt, refit: bool | str) -> bool:
+    """Whether the mode is found again under each new prior.
+
+    Args:
+        posterior: at the mode under the old one.
+        refit: True or False; "auto" for what is cheap to refit.
+
+    Returns:
+        the answer.
+    """
     if refit != "auto":
         return refit is True
     size = len(posterior.theta)
@@ -141,14 +164,9 @@ def _further(here: Maximum, surface: Surface, climbed: Climb) -> Maximum | None:
     start = surface.start
     for halving in range(5):
         values = plain(surface.found.unflatten(start + 0.5**halving * (climbed.best - start)))
-        search = here.search.at(here.posterior.theta, values)
-        theta, stopped = search.mode(True, True)
-        search = search.at(theta, values)
-        posterior = search.gauss_newton(search.measured(theta))
-        if posterior.log_evidence > here.posterior.log_evidence - settings.evidence_gain:
-            moved = here.moved or not torch.equal(theta, here.posterior.theta)
-            found = replace(here.found, values=values)
-            return Maximum(search.at(posterior.theta, values), posterior, found, here.path, None, stopped, moved)
+        further = here.refitted(values)
+        if further.posterior.log_evidence > here.posterior.log_evidence - settings.evidence_gain:
+            return further
     return None
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace._typing import Scalar, Values
+from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.evidence.log_det import LogDet, Solved, log_det_of
@@ -27,6 +27,7 @@ from pyro_laplace.reading.prior import Prior
 from pyro_laplace.reading.prior_curve import PriorAt, PriorCurve
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.likelihood_sum import LikelihoodSum
+from pyro_laplace.structure.precision import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,14 +151,34 @@ class Surface:
         Returns:
             its terms.
         """
-        anchor = self.likelihood.anchor
-        still = anchor if self.curve.moving else replace(anchor, index=anchor.index[:0])
         with undisturbed(rng=False):
-            run = CapturedRun.make(self.loop.program, still, self.few, captured=False, params=values)
+            run = self._run(values)
             prior = self.curve.at(run)
             if self.measured:
                 return self._by_passes(values, prior)
             return self._joined(prior, self.noise.at(run.run, self.likelihood), self.log_det)
+
+    def posterior_at(self, values: Values) -> tuple[Precision, Theta | None]:
+        """The posterior precision at other hyperparameters, by a pass over the data where one is needed.
+
+        Args:
+            values: of the hyperparameters.
+
+        Returns:
+            the precision; and where the mode follows the prior, the step ``Lambda^-1 g`` to it [params].
+        """
+        run = self._run(values)
+        prior = self.curve.at(run).numbers(self.prior)
+        if self.measured:
+            likelihood = self.measure(values)
+            precision, gradient = likelihood.posterior(prior), likelihood.gradient
+        else:
+            at = self.noise.at(run.run, self.likelihood)
+            factors = {name: float(factor) for name, factor in at.factors.items()}
+            precision, gradient = self.likelihood.posterior(prior, factors), at.gradient
+        if not self.rises or gradient is None:
+            return precision, None
+        return precision, precision.solve(gradient + prior.log_gradient)
 
     def likelihood_at(self, values: Values) -> LikelihoodSum:
         """The sum over data at other hyperparameters: scaled where noise alone has changed, else by a pass."""
@@ -166,12 +187,17 @@ class Surface:
         if not changed:
             return self.likelihood
         with undisturbed(rng=False), torch.no_grad():
-            still = replace(self.likelihood.anchor, index=self.likelihood.anchor.index[:0])
-            run = CapturedRun.make(self.loop.program, still, self.few, captured=False, params=values)
+            run = self._run(values)
             if not self.measured and len(self.likelihood.statistics) == 1:
                 (scale,) = self.noise.ratios(run.run).values()
                 return self.likelihood.under_noise(scale, self.noise.power)
         return self.measure(values)
+
+    def _run(self, values: Values) -> CapturedRun:
+        """Of the program at theta on a few rows, whose free sites are leaves where the prior takes them."""
+        anchor = self.likelihood.anchor
+        still = anchor if self.curve.moving else replace(anchor, index=anchor.index[:0])
+        return CapturedRun.make(self.loop.program, still, self.few, captured=False, params=values)
 
     def _joined(self, prior: PriorAt, likelihood: LikelihoodAt, log_det: LogDet) -> EvidenceAt:
         gradient = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_laplace.likelihood.registry import Family, kin_of
@@ -42,7 +43,7 @@ class Outcome:
         except (NotImplementedError, AttributeError):
             return None
         classes = () if self.family is None else mean.shape[len(self.base.shape()) :]
-        return mean.expand(*self.fn.shape(), *classes)
+        return mean.expand(self.fn.shape() + torch.Size(classes))
 
     def hits(self, expected: Tensor, observed: Tensor) -> Tensor:
         """Whether the most probable class is the observed one.

@@ -4,8 +4,9 @@ Each function returns a `matplotlib.figure.Figure`; save it with ``figure.savefi
 """
 
 from pyro_laplace.plots.calibration import calibration, pit
+from pyro_laplace.plots.evidence import evidence
 from pyro_laplace.plots.forest import posterior_forest
 from pyro_laplace.plots.predictions import class_surface, predictive_bands
 from pyro_laplace.plots.table import comparison
 
-__all__ = ["calibration", "class_surface", "comparison", "pit", "posterior_forest", "predictive_bands"]
+__all__ = ["calibration", "class_surface", "comparison", "evidence", "pit", "posterior_forest", "predictive_bands"]

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
@@ -12,19 +11,12 @@ from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
-from pyro_laplace.capture.loop import Loop
-from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
-from pyro_laplace.mode.fit_map import discard_params, find_mode
-from pyro_laplace.mode.given import values_given
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
 from pyro_laplace.posterior.mode_check import report
-from pyro_laplace.posterior.search import Search
-from pyro_laplace.posterior.subset import Subnetwork, Subset, select
-from pyro_laplace.program.program import Program
-from pyro_laplace.program.sites import coordinates_of
-from pyro_laplace.structure.build import check_combination, check_structure
+from pyro_laplace.posterior.request import Request
+from pyro_laplace.posterior.subset import Subset
 from pyro_laplace.structure.options import Structure
 
 
@@ -126,34 +118,16 @@ def fit_laplace(
         return fit_mixture(partial(fit_laplace, model, data, **chosen), map_guide, subset, weights)
     if weights is not None:
         raise InvalidOption(f"weights={weights!r} is for a mixture: give map_guide a list of mode guides")
-    check_structure(structure)
-    check_option("curvature", curvature, tuple(CURVATURES))
-    check_option("jacobian", jacobian, (True, False))
     check_option("polish", polish, (True, False, "auto"))
     check_option("on_not_a_mode", on_not_a_mode, ("warn", "raise", "ignore"))
-    check_combination(structure, CURVATURES[curvature])
+    request = Request.of(model, subset, structure, curvature, jacobian, progress)
     data, given = as_data(data), map_guide is not None
-    if map_guide is None:
-        select(subset, Program.trace(model, data), data)  # a typo need not wait for the training
-        fitted = find_mode(model, data, progress)
-        map_guide = values_given(fitted, data)
-        discard_params(fitted)
-    measure = CURVATURES[curvature].drawn()  # outside: a draw advances the user's random state
-    generator = subset.generator() if isinstance(subset, Subnetwork) else None
+    values = request.point(data, map_guide)
     with undisturbed(), torch.no_grad():
-        program = Program.trace(model, data, values_given(map_guide, data))
-        index = coordinates_of(program.latents, select(subset, program, data)).to(program.start.device)
-        search = Search(Loop(program, data), index, structure, measure, jacobian, progress)
-        theta, stopped = search.mode(polish, given)
-        if isinstance(subset, Subnetwork) and generator is not None:
-            search = replace(search, index=subset.choose(program, theta, lambda: search.variance(theta), generator))
-        found = search.measured(theta)
-        if polish is True or (polish == "auto" and not given):
-            found = search.gauss_newton(found)
-        moved = not torch.equal(found.theta, program.start)
-        mode = found.judged(moved, stopped)
+        begun = request.begin(data, values, polish, given)
+        mode = begun.posterior.judged(begun.moved, begun.stopped)
         report(mode, on_not_a_mode, LONGER if given else "give a map_guide trained longer")
-        guide = search.guide(found, mode, search.hyperparameters().values)
+        guide = begun.search.guide(begun.posterior, mode, begun.search.hyperparameters().values)
     guide.fit_seconds = time.perf_counter() - start
     return guide
 

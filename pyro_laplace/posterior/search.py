@@ -82,9 +82,9 @@ class Search:
     jacobian: bool
     progress: bool
 
-    def measured(self, theta: Theta) -> PosteriorAt:
-        """The sum over data at a point, and Lambda; in float64 throughout where that is needed."""
-        found = self._pass(theta)
+    def measured(self, theta: Theta, double: bool = False) -> PosteriorAt:
+        """The sum over data at a point, and Lambda; in float64 throughout if asked to, or where that is needed."""
+        found = self._pass(theta, double=double)
         try:
             return PosteriorAt(found.likelihood, found.prior, found.likelihood.posterior(found.prior))
         except NeedsDouble:

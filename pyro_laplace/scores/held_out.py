@@ -18,6 +18,7 @@ from pyro_laplace.draws.over_draws import View
 from pyro_laplace.likelihood.outcome import Outcome
 from pyro_laplace.likelihood.registry import log_mean
 from pyro_laplace.linearized.predictor import LinearizedPredictive
+from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.module_state import modules_kept
 from pyro_laplace.program.program import Program, datum_weight
@@ -120,7 +121,8 @@ def predictions_of(predictive: LinearizedPredictive, batch: Batch) -> dict[str, 
         InvalidData: naming a site without observed values.
     """
     guide = predictive.guide
-    program = Program(predictive.model, guide.latents, guide.observed, start=guide.theta)
+    params = own_params(predictive.model, guide)
+    program = Program(predictive.model, guide.latents, guide.observed, start=guide.theta, params=params)
     chunk = Chunk(batch)
     with undisturbed(), modules_kept(predictive.model), torch.enable_grad():
         run = program.run(guide.theta.clone().requires_grad_(), chunk)

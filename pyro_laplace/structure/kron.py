@@ -125,6 +125,11 @@ class KronSum(Sum):
         """Terms over the same data have the same inputs: their gradients' factors add up."""
         first = parts[0][0]
         total = cls(first.anchor, first.shared, first.dtype)
+        if len(parts) == 1:
+            total._work_like(first)
+            total.layers = [layer.scaled(parts[0][1]) for layer in first.layers]
+            total.index, total.matrix = first.index, first.matrix * parts[0][1]
+            return total
         for part, factor in parts:
             total._work_like(part)
             for layer in part.layers:
@@ -245,7 +250,7 @@ class KronSum(Sum):
                     "product of one vector over outputs and one over inputs: use structure='full' or 'diag', or a "
                     "prior that is (isotropic, by output, by input)"
                 )
-            yield index, KronBlock(part.gradients, part.inputs, *factors, part.count, self.dtype)
+            yield index, KronBlock(*part.pair(*factors, self.dtype), part.count)
 
     def _refuse_rounding(self, placed: list[tuple[Tensor, Block]]) -> None:
         for index, block in placed:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_laplace._errors import IndefiniteCurvature
 from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
 from pyro_laplace.structure.block import Basis, Block
+from pyro_laplace.structure.whitened import Whitened, form_of
 
 
 class KronBlock(Block):
@@ -24,16 +25,45 @@ class KronBlock(Block):
     out_scale: Tensor
     in_scale: Tensor
 
-    def __init__(
-        self,
+    def __init__(self, outputs: Whitened, inputs: Whitened, numbers: tuple[float, float], count: int = 1) -> None:
+        """Join the factors' eigenpairs.
+
+        Args:
+            outputs: of B [out, out].
+            inputs: of A [in, in].
+            numbers: what their forms are multiplied by to be the prior's d_out and d_in; zero for a flat prior.
+            count: number of data (and positions) that both factors are sums over.
+
+        Raises:
+            IndefiniteCurvature: if Lambda is not positive definite.
+        """
+        super().__init__()
+        flat = 0.0 in numbers
+        out_number, in_number = (1.0 if flat else number for number in numbers)
+        beta, alpha = outputs.values / (count * out_number), inputs.values / in_number
+        eigenvalues = beta.unsqueeze(-1) * alpha + (0.0 if flat else 1.0)
+        if not bool((eigenvalues > 0).all()):
+            raise IndefiniteCurvature("a Kronecker factor is singular, and the prior is flat")
+        self.count, self.flat, self.number = count, flat, out_number * in_number
+        self._outputs, self._inputs = outputs, inputs
+        self.register_buffer("beta", beta)
+        self.register_buffer("alpha", alpha)
+        self.register_buffer("out_basis", outputs.basis)
+        self.register_buffer("in_basis", inputs.basis)
+        self.register_buffer("eigenvalues", eigenvalues)
+        self.register_buffer("out_scale", (outputs.form * out_number).sqrt())
+        self.register_buffer("in_scale", (inputs.form * in_number).sqrt())
+
+    @staticmethod
+    def of(
         out_factor: Tensor,
         in_factor: Tensor,
         out_prior: Tensor,
         in_prior: Tensor,
         count: int = 1,
         dtype: torch.dtype = torch.float64,
-    ) -> None:
-        """Factorise ``B (x) A / count + diag(d_out (x) d_in)``.
+    ) -> "KronBlock":
+        """``B (x) A / count + diag(d_out (x) d_in)``.
 
         Args:
             out_factor: B [out, out].
@@ -43,28 +73,12 @@ class KronBlock(Block):
             count: number of data (and positions) that both factors are sums over.
             dtype: in which the eigenbases are computed.
 
-        Raises:
-            IndefiniteCurvature: if Lambda is not positive definite.
+        Returns:
+            the block.
         """
-        super().__init__()
-        flat = not bool((out_prior != 0).any())
-        out_scale = torch.ones_like(out_prior) if flat else out_prior.sqrt()
-        in_scale = torch.ones_like(in_prior) if flat else in_prior.sqrt()
-        beta, out_basis = eigenpairs(out_factor / out_scale / out_scale.unsqueeze(-1), dtype)
-        beta = beta.clamp(min=0) / count
-        alpha, in_basis = eigenpairs(in_factor / in_scale / in_scale.unsqueeze(-1), dtype)
-        alpha = alpha.clamp(min=0)
-        eigenvalues = beta.unsqueeze(-1) * alpha + (0.0 if flat else 1.0)
-        if not bool((eigenvalues > 0).all()):
-            raise IndefiniteCurvature("a Kronecker factor is singular, and the prior is flat")
-        self.count, self.flat = count, flat
-        self.register_buffer("beta", beta)
-        self.register_buffer("alpha", alpha)
-        self.register_buffer("out_basis", out_basis)
-        self.register_buffer("in_basis", in_basis)
-        self.register_buffer("eigenvalues", eigenvalues)
-        self.register_buffer("out_scale", out_scale)
-        self.register_buffer("in_scale", in_scale)
+        (out_form, out_number), (in_form, in_number) = form_of(out_prior), form_of(in_prior)
+        outputs, inputs = Whitened.of(out_factor, out_form, dtype), Whitened.of(in_factor, in_form, dtype)
+        return KronBlock(outputs, inputs, (out_number, in_number), count)
 
     @property
     def size(self) -> int:
@@ -114,8 +128,8 @@ class KronBlock(Block):
             index.reshape(-1), torch.arange(self.size).to(index)
         ):
             return None
-        out_root, in_root = self.out_basis / self.out_scale.unsqueeze(-1), self.in_basis / self.in_scale.unsqueeze(-1)
-        return Basis(out_root.to(dtype), in_root.to(dtype), self.eigenvalues.reciprocal().to(dtype))
+        variances = (self.eigenvalues * self.number).reciprocal()
+        return Basis(self._outputs.root(dtype), self._inputs.root(dtype), variances.to(dtype))
 
     def _weights(self, x: Tensor) -> Tensor:
         return x.to(self.eigenvalues).reshape(*x.shape[:-1], *self.eigenvalues.shape)
@@ -131,9 +145,3 @@ class KronBlock(Block):
 
     def _from_basis(self, weights: Tensor) -> Tensor:
         return self.out_basis @ weights @ self.in_basis.mT
-
-
-def eigenpairs(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors, computed in a dtype and given in float64."""
-    values, vectors = torch.linalg.eigh(matrix.to(dtype))
-    return values.double(), vectors.double()

@@ -7,7 +7,7 @@ A product ``z = a W'`` has the block ``sum_n (a a')_n (x) (g g')_n``, approximat
 deep linear networks with Normal data.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_laplace._typing import State
 from pyro_laplace.reading.records import Direct, Product
 from pyro_laplace.settings import settings
+from pyro_laplace.structure.whitened import Whitened, form_of
 
 
 @dataclass(eq=False)
@@ -27,6 +28,7 @@ class KronFactors:
         gradients: sum of g g' [o, o].
         count: data times positions, N T.
         has_bias: whether the last input is the 1 of a bias.
+        whitened: of "inputs" and "gradients" the eigenpairs that the last prior asked for.
     """
 
     index: Tensor
@@ -34,6 +36,7 @@ class KronFactors:
     gradients: Tensor
     count: int
     has_bias: bool
+    whitened: dict[str, Whitened] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def empty(index: Tensor, has_bias: bool) -> "KronFactors":
@@ -47,6 +50,7 @@ class KronFactors:
 
     def add_direct(self, direct: Direct, dtype: torch.dtype) -> None:
         """Add a chunk of a layer that is the likelihood's own."""
+        self.whitened.clear()
         _add_gram(self.inputs, direct.inputs, dtype)
         self.count += len(direct.inputs)
         self.gradients += direct.information.sum()
@@ -60,6 +64,7 @@ class KronFactors:
             with_inputs: whether its inputs count, which are the same however many columns there are.
             dtype: of the products that are summed up.
         """
+        self.whitened.clear()
         inputs, gradients = product.inputs, product.gradients.transpose(0, 1)  # nti, knto
         if shared == "reduce" and product.shared:
             inputs, gradients = inputs.mean(1, keepdim=True), gradients.sum(2, keepdim=True)
@@ -73,8 +78,38 @@ class KronFactors:
 
     def merge(self, other: "KronFactors") -> None:
         """Add the factors over other data."""
+        self.whitened.clear()
         self.inputs, self.gradients = self.inputs + other.inputs, self.gradients + other.gradients
         self.count += other.count
+
+    def pair(
+        self, out_prior: Tensor, in_prior: Tensor, dtype: torch.dtype
+    ) -> tuple[Whitened, Whitened, tuple[float, float]]:
+        """The factors whitened by a prior ``d_out (x) d_in``; eigenpairs are kept for one that differs by a number.
+
+        Args:
+            out_prior: d_out [o]; all zeros for a flat prior.
+            in_prior: d_in [i].
+            dtype: in which eigenpairs are computed.
+
+        Returns:
+            those of the gradients' factor, of the inputs', and the prior's numbers.
+        """
+        numbers = []
+        for name, prior in (("gradients", out_prior), ("inputs", in_prior)):
+            form, number = form_of(prior)
+            known = self.whitened.get(name)
+            if known is None or not torch.equal(known.form, form):
+                self.whitened[name] = Whitened.of(getattr(self, name), form, dtype)
+            numbers.append(number)
+        return self.whitened["gradients"], self.whitened["inputs"], (numbers[0], numbers[1])
+
+    def scaled(self, factor: float) -> "KronFactors":
+        """The same with the gradients' factor times a number."""
+        whitened = dict(self.whitened)
+        if "gradients" in whitened:
+            whitened["gradients"] = whitened["gradients"].times(factor)
+        return replace(self, inputs=self.inputs.clone(), gradients=self.gradients * factor, whitened=whitened)
 
     def times(self, vectors: Tensor) -> Tensor:
         """``(B (x) A / count) v`` of the weights' entries v [v, o i]."""
@@ -89,7 +124,7 @@ class KronFactors:
 
     def state(self) -> State:
         """As plain tensors and numbers."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "whitened"}
 
     @staticmethod
     def from_state(state: State) -> "KronFactors":

@@ -211,6 +211,8 @@ def test_area_under_the_curve():
     probs = torch.stack([1 - p, p], -1)
     assert roc_area(probs, y) == pytest.approx(pairs(p, y == 1), **CLOSE)
     assert roc_area(probs, y) == pytest.approx(metrics.roc_auc_score(y, p), **CLOSE)
+    tiny = torch.tensor([1e-20, 2e-20])  # 1 less them is 1
+    assert roc_area(torch.stack([1 - tiny, tiny], -1), torch.tensor([0, 1])) == 1.0
     probs = torch.rand(40, 4).softmax(-1)
     y = torch.tensor([0, 2, 3])[torch.randint(3, (40,))]  # class 1 does not occur
     expected = np.mean([pairs(probs[:, k], y == k) for k in (0, 2, 3)])

@@ -26,14 +26,14 @@ def vector(size, seed=0):
 
 
 def kron(out=3, fan_in=4):
-    block = KronBlock(positive(out), positive(fan_in, 1), vector(out, 2), vector(fan_in, 3))
+    block = KronBlock.of(positive(out), positive(fan_in, 1), vector(out, 2), vector(fan_in, 3))
     prior = torch.outer(vector(out, 2), vector(fan_in, 3)).flatten().diag()
     return block, torch.kron(positive(out), positive(fan_in, 1)) + prior
 
 
 def flat_kron():
     zeros = torch.zeros(3)
-    return KronBlock(positive(3), positive(3, 1), zeros, zeros), torch.kron(positive(3), positive(3, 1))
+    return KronBlock.of(positive(3), positive(3, 1), zeros, zeros), torch.kron(positive(3), positive(3, 1))
 
 
 def interleaved():
@@ -159,7 +159,7 @@ def test_results_have_the_dtype_of_what_is_passed_in(block_and_matrix):
         lambda: Dense(torch.tensor([[1.0, 2.0], [2.0, 1.0]])),
         lambda: Dense(torch.full((2, 2), torch.nan)),
         lambda: DiagBlock(torch.tensor([1.0, 0.0])),
-        lambda: KronBlock(torch.zeros(2, 2), positive(2), torch.zeros(2), torch.zeros(2)),
+        lambda: KronBlock.of(torch.zeros(2, 2), positive(2), torch.zeros(2), torch.zeros(2)),
         lambda: LowRankBlock(torch.tensor([1.0, 0.0]), torch.eye(2)[:, :1], torch.ones(1)),
         lambda: LowRankBlock(torch.ones(2), torch.eye(2)[:, :1], -torch.ones(1)),
         lambda: LowRankBlock(torch.ones(2), torch.eye(2)[:, :1], torch.full((1,), torch.nan)),

@@ -40,6 +40,7 @@ LAYERS = [
     "linearized",
     "sampled",
     "scores",
+    "tuning",
     "inference",
     "report",
     "plots",
