@@ -296,7 +296,13 @@ class Settings:
     tune_edge: float = 0.7
     """How far the simplex search of `tune` begins from the best common factor, in the logarithm."""
 
-    evidence_rounds: int = 20
+    evidence_radius: float = 1e-2
+    """Radius, in the logarithm of hyperparameters, under which the search for the highest evidence ends."""
+
+    kept_promise: float = 0.25
+    """Share of its promised gain that a step must bring for the next one not to be shorter."""
+
+    evidence_rounds: int = 40
     """Most rounds of a new mode under a new prior, and a new prior at that mode."""
 
     evidence_steps: int = 200

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_laplace._errors import LaplaceWarning
+from pyro_laplace._errors import IndefiniteCurvature, LaplaceWarning, NotAMode
 from pyro_laplace._typing import Values
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.evidence.ascent import INTERRUPTED, Box, Climb, box_around, climb, running_away
@@ -126,9 +126,11 @@ def refits(posterior: PosteriorAt, refit: bool | str) -> bool:
 def _at_one_point(here: Maximum, box: Box, linearized: bool) -> Maximum:
     """The hyperparameters of the highest evidence with theta where it is."""
     surface = Surface.around(here.search, here.posterior, here.found, rises=linearized)
-    climbed = climb(lambda flat: surface.at(flat).value, _scale_starts(surface, box), box, not surface.measured)
+    climbed = climb(lambda flat: surface.at(flat).value, _scale_starts(surface), box, not surface.measured)
     values = plain(surface.found.unflatten(climbed.best))
-    _tell(surface, climbed, box)
+    if not climbed.converged:
+        _tell_unfinished(climbed.reason)
+    _tell_running(surface, climbed.best, box)
     posterior = under(here.search, here.posterior, surface, values)
     search = here.search.at(posterior.theta, values)
     found = replace(here.found, values=values)
@@ -138,36 +140,84 @@ def _at_one_point(here: Maximum, box: Box, linearized: bool) -> Maximum:
 
 
 def _in_rounds(here: Maximum, box: Box) -> Maximum:
-    """The same, with the mode found again under each new prior, until neither moves."""
-    climbs: list[Climb] = []
-    surface, reason = Surface.around(here.search, here.posterior, here.found, rises=True), _ROUNDS
-    while len(climbs) < settings.evidence_rounds and reason == _ROUNDS:
-        starts = [surface.start] if climbs else _scale_starts(surface, box)
-        climbed = climb(lambda flat, at=surface: at.at(flat).value, starts, box, not surface.measured)
-        further = _further(here, surface, climbed) if climbed.gain > settings.evidence_gain else None
-        if further is None or climbed.reason == INTERRUPTED:
-            reason = climbed.reason if climbed.reason == INTERRUPTED else ""
-        if further is not None:
-            here = further
-            climbs.append(climbed)
-            surface = Surface.around(here.search, here.posterior, here.found, rises=True)
-    end = Climb((surface.start,), (here.posterior.log_evidence,), not reason, reason)
-    _tell(surface, end, box)
-    return replace(here, path=_path(here.found, [*climbs, end]))
+    """The same, with the mode found again under each new prior, until neither moves; from two starts, the better end.
+
+    A mode under a wide prior may stay an overfitted one however narrow the prior becomes: so the search also begins at
+    the mode under one a tenth as wide.
+
+    Returns:
+        the end of higher evidence.
+    """
+    ends = [_ascended(here, box)]
+    start, scales = here.found.flat(here.found.values), _of_priors(here.found)
+    if bool(scales.any()) and not ends[0].interrupted:
+        try:
+            narrow = here.refitted(plain(here.found.unflatten(start - scales)))
+            ends.append(_ascended(narrow, box))
+        except (NotAMode, IndefiniteCurvature):
+            pass
+    best = max(ends, key=lambda end: end.maximum.posterior.log_evidence)
+    if best.interrupted or not best.converged:
+        _tell_unfinished(INTERRUPTED if best.interrupted else _ROUNDS)
+    _tell_running(best.surface, best.surface.start, box)
+    return best.maximum
 
 
 _ROUNDS = "it took more than pl.settings.evidence_rounds rounds of a new mode and a new prior"
 
 
-def _further(here: Maximum, surface: Surface, climbed: Climb) -> Maximum | None:
-    """The mode under the new prior; of a shorter step where the evidence is lower there; None where no step helps."""
-    start = surface.start
-    for halving in range(5):
-        values = plain(surface.found.unflatten(start + 0.5**halving * (climbed.best - start)))
-        further = here.refitted(values)
-        if further.posterior.log_evidence > here.posterior.log_evidence - settings.evidence_gain:
-            return further
-    return None
+@dataclass(frozen=True, eq=False)
+class _End:
+    """Where the rounds from one start ended."""
+
+    maximum: Maximum
+    surface: Surface
+    converged: bool
+    interrupted: bool
+
+
+def _ascended(here: Maximum, box: Box) -> _End:
+    """Rounds of a climb and a new mode, within a radius in which the climb's promise is kept.
+
+    What is climbed is the evidence as far as the quadratic model around the last mode goes: as in any trust-region
+    method (Nocedal and Wright 2006), after a step that brings much less than it promised the next one is shorter.
+
+    Returns:
+        where that ended.
+    """
+    climbs: list[Climb] = []
+    surface = Surface.around(here.search, here.posterior, here.found, rises=True)
+    radius, converged, interrupted = math.inf, False, False
+    for _ in range(settings.evidence_rounds):
+        near = torch.maximum(box[0], surface.start - radius), torch.minimum(box[1], surface.start + radius)
+        starts = [surface.start] if climbs or radius < math.inf else _scale_starts(surface)
+        climbed = climb(lambda flat, at=surface: at.at(flat).value, starts, near, not surface.measured)
+        converged = climbed.gain <= settings.evidence_gain or radius < settings.evidence_radius
+        interrupted = climbed.reason == INTERRUPTED
+        if converged:
+            break
+        try:
+            further = here.refitted(plain(surface.found.unflatten(climbed.best)))
+            gain = further.posterior.log_evidence - here.posterior.log_evidence
+        except (NotAMode, IndefiniteCurvature):
+            further, gain = here, -math.inf
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        length = float((climbed.best - surface.start).abs().max())
+        if gain < settings.kept_promise * climbed.gain:
+            radius = length / 4
+        elif length >= radius / 2:
+            radius = 2 * radius
+        if gain > 0:
+            climbs.append(climbed)
+            here = further
+            surface = Surface.around(here.search, here.posterior, here.found, rises=True)
+        if interrupted:
+            break
+    end = Climb((surface.start,), (here.posterior.log_evidence,), True, "")
+    here = replace(here, path=_path(here.found, [*climbs, end]))
+    return _End(here, surface, converged, interrupted)
 
 
 def under(search: Search, posterior: PosteriorAt, surface: Surface, values: Values) -> PosteriorAt:
@@ -191,7 +241,7 @@ def under(search: Search, posterior: PosteriorAt, surface: Surface, values: Valu
     return moved.under(posterior.theta, likelihood, prior)
 
 
-def _scale_starts(surface: Surface, box: Box) -> list[Tensor]:
+def _scale_starts(surface: Surface) -> list[Tensor]:
     """Where the hyperparameters are; and with all prior scales a factor of ten larger or smaller.
 
     The evidence at one theta may have a maximum where the data say much and one where they say little.
@@ -199,13 +249,18 @@ def _scale_starts(surface: Surface, box: Box) -> list[Tensor]:
     Returns:
         the starts.
     """
-    start = surface.start
-    scales = torch.zeros_like(start)
-    for name in surface.found.of_priors:
-        scales[surface.found.numbers_of(name)] = math.log(10.0)
+    start, scales = surface.start, _of_priors(surface.found)
     if surface.measured or not bool(scales.any()):
         return [start]
     return [start, start - scales, start + scales]
+
+
+def _of_priors(found: Hyperparameters) -> Tensor:
+    """The step by which all prior scales become ten times as large."""
+    scales = torch.zeros_like(found.flat(found.values))
+    for name in found.of_priors:
+        scales[found.numbers_of(name)] = math.log(10.0)
+    return scales
 
 
 def _path(found: Hyperparameters, climbs: Sequence[Climb]) -> Path:
@@ -222,17 +277,18 @@ def _path(found: Hyperparameters, climbs: Sequence[Climb]) -> Path:
     )
 
 
-def _tell(surface: Surface, climbed: Climb, box: Box) -> None:
-    """Say what a user has to know of where the search ended."""
-    if not climbed.converged:
-        warnings.warn(
-            f"the search for the hyperparameters ended before it converged: {climbed.reason}. What is returned is the "
-            "best so far",
-            LaplaceWarning,
-            stacklevel=5,
-        )
-    numbers = [] if surface.measured else list(range(len(climbed.best)))
-    away = running_away(lambda flat: surface.at(flat).value, climbed.best, box, numbers)
+def _tell_unfinished(reason: str) -> None:
+    warnings.warn(
+        f"the search for the hyperparameters ended before it converged: {reason}. What is returned is the best so far",
+        LaplaceWarning,
+        stacklevel=5,
+    )
+
+
+def _tell_running(surface: Surface, best: Tensor, box: Box) -> None:
+    """Say which hyperparameters may as well be at their bounds."""
+    numbers = [] if surface.measured else list(range(len(best)))
+    away = running_away(lambda flat: surface.at(flat).value, best, box, numbers)
     for name in surface.found.names:
         place = surface.found.numbers_of(name)
         ends = sorted({away[number] for number in range(place.start, place.stop) if number in away})

@@ -24,7 +24,7 @@ class TrialScore:
     by_datum: Tensor | None = None
 
     def beats(self, other: "TrialScore") -> bool:
-        """Whether it is better by anything to speak of: more than the difference's standard error, where that is known."""
+        """Whether it is better by anything to speak of: by more than the standard error, where that is known."""
         difference = self.value - other.value
         if self.by_datum is None or other.by_datum is None or len(self.by_datum) < 2:
             return difference > settings.tune_plateau
