@@ -1,8 +1,8 @@
 """A Bayesian neural net on two real data sets: MAP, Laplace, variational inference and NUTS side by side.
 
-One Pyro program per data set. Its mode is fitted with AutoDelta and turned into Laplace posteriors over all weights and
-over the last layer; mean-field VI and NUTS run on the same program. Prints a table per data set; writes figures, netCDF
-DataTrees and a report into a folder.
+One Pyro program per data set. Its mode is fitted with AutoDelta and turned into a Laplace posterior, before and after
+the scale of its prior is learned by the evidence, and over the last layer; mean-field VI and NUTS run on the same
+program at the learned scale. Prints a table per data set; writes figures, netCDF DataTrees and a report into a folder.
 
     python examples/compare_posteriors.py [--out compare_posteriors] [--quick]
 """
@@ -12,6 +12,7 @@ import argparse
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,33 @@ import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
 from pyro.infer.autoguide import AutoNormal
-from pyro.nn import PyroModule, PyroSample
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 import pyro_laplace as pl
 
 
 # %% The model: a network with priors on its weights, and the distribution of its data
 class Net(PyroModule):
-    """One hidden layer, with a Normal(0, 1 / fan-in) prior on every weight."""
+    """One hidden layer; every weight and bias is Normal(0, std), and std is a hyperparameter: a `pyro.param`."""
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    def __init__(self, inputs: int, hidden: int, activation: type[nn.Module] = nn.Tanh) -> None:
         super().__init__()
         self.net = PyroModule[nn.Sequential](
-            PyroModule[nn.Linear](inputs, hidden), nn.Tanh(), PyroModule[nn.Linear](hidden, 1)
+            PyroModule[nn.Linear](inputs, hidden), activation(), PyroModule[nn.Linear](hidden, 1)
         )
+        self.std = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
         for layer in (self.net[0], self.net[2]):
-            std = layer.in_features**-0.5
-            layer.weight = PyroSample(dist.Normal(0.0, std).expand(layer.weight.shape).to_event(2))
-            layer.bias = PyroSample(dist.Normal(0.0, 1.0).expand(layer.bias.shape).to_event(1))
+            layer.weight = PyroSample(partial(self.prior, layer.weight.shape))
+            layer.bias = PyroSample(partial(self.prior, layer.bias.shape))
+
+    def prior(self, shape: torch.Size, _: Any) -> Any:
+        """The prior of a weight or bias, with the std that the param store holds."""
+        return dist.Normal(0.0, self.std).expand(shape).to_event(len(shape))
 
 
 class Regression(Net):
@@ -108,16 +114,21 @@ def standardise(train: Any, test: Any) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-# %% One mode, five posteriors of the same program
+# %% One program, its prior learned, and six posteriors
 def fit(problem: Problem, quick: bool) -> dict[str, Any]:
     """Fit every posterior; each takes the program and the data as they are."""
     model, train = problem.model, problem.train
     map_guide = pl.fit_map(model, train)
-    guide = pl.fit_laplace(model, train, map_guide)
+    before = pl.fit_laplace(model, train, map_guide)
+    guide = pl.maximize_evidence(model, train, map_guide)  # from here on the param store holds the std that it found
+    std = float(guide.hyperparameters["std"])
+    print(f"log evidence {before.log_evidence:.1f} at std 1, {guide.log_evidence:.1f} at std {std:.3f}")
+    mode = guide.median()
     return {
         "map": map_guide,
+        "laplace, std 1": before,
         "laplace": guide,
-        "laplace, last layer": pl.fit_laplace(model, train, map_guide, subset="last_layer"),
+        "laplace, last layer": pl.fit_laplace(model, train, mode, subset="last_layer"),
         "vi": pl.fit_svi(
             model, train, AutoNormal(model, init_loc_fn=pl.init_to_start), num_steps=300 if quick else 4000
         ),
@@ -127,7 +138,7 @@ def fit(problem: Problem, quick: bool) -> dict[str, Any]:
             num_samples=20 if quick else 200,
             warmup_steps=20 if quick else 200,
             max_tree_depth=3 if quick else 6,
-            initial=map_guide,
+            initial=mode,
         ),
     }
 
@@ -143,9 +154,10 @@ def report(problem: Problem, posteriors: dict[str, Any], folder: Path) -> pd.Dat
     for name, tree in trees.items():
         tree.to_netcdf(folder / f"{slug(name)}.nc")
     held_out = {n: pl.to_datatree(model, posterior, test, num_prior_samples=0) for n, posterior in spread.items()}
-    few = {name: posterior for name, posterior in posteriors.items() if name in ("laplace", "vi", "nuts")}
+    few = {name: posteriors[name] for name in ("laplace", "vi", "nuts")}
     figures = {
         "comparison": pl.plots.comparison(table),
+        "evidence": pl.plots.evidence(posteriors["laplace"]),
         "forest": pl.plots.posterior_forest({name: trees[name] for name in few}, max_rows=20),
         "calibration": pl.plots.calibration(held_out, title=f"{problem.name}, held-out data"),
     }
@@ -166,15 +178,15 @@ def bands(problem: Problem, posteriors: dict[str, Any]) -> dict[str, Figure]:
 
 
 def surface(problem: Problem) -> dict[str, Figure]:
-    """Predictions over two inputs, by a network that sees no others."""
+    """Predictions over two inputs, by a network of ReLUs that sees no others: far from the data it is unsure."""
     names = ["worst radius", "worst texture"]
     columns = [problem.features.index(name) for name in names]
     train = problem.train[0][:, columns], problem.train[1]
-    model = Classification(2, 8)
+    model = Classification(2, 8, nn.ReLU)
     map_guide = pl.fit_map(model, train)
-    posteriors = {"map": map_guide, "laplace": pl.fit_laplace(model, train, map_guide)}
+    posteriors = {"map": map_guide, "laplace": pl.maximize_evidence(model, train, map_guide)}
     figure = pl.plots.class_surface(
-        model, posteriors, train, margin=0.3, class_names=("malignant", "benign"), labels=tuple(names)
+        model, posteriors, train, margin=1.0, class_names=("malignant", "benign"), labels=tuple(names)
     )
     return {"surface": figure}
 
@@ -185,7 +197,8 @@ def markdown(problem: Problem, table: pd.DataFrame, figures: list[str]) -> str:
     rows += [f"| {name} | " + " | ".join(f"{value:.3g}" for value in row) + " |" for name, row in table.iterrows()]
     pictures = [f"![{name}]({name}.png)" for name in figures]
     note = (
-        f"{len(problem.train[0])} training, {len(problem.test[0])} test data. *laplace* predicts with the linearised "
+        f"{len(problem.train[0])} training, {len(problem.test[0])} test data. The std of the prior is 1 in *map* and "
+        "*laplace, std 1*, and the one of the highest evidence in all others. *laplace* predicts with the linearised "
         "program; *laplace (sampled)* pushes the same draws through the nonlinear network, to show the difference. The "
         "features of the last-layer posterior were fitted to all data, so its leave-one-out figures are optimistic."
     )
@@ -209,10 +222,12 @@ def main() -> None:
     start = time.perf_counter()
     for make in (diabetes, breast_cancer):
         pyro.set_rng_seed(options.seed)
+        pyro.clear_param_store()  # the std is a param of the same name in both programs
         problem = make(options.seed)
         print(f"\n{problem.name}: {len(problem.train[0])} training data, {len(problem.features)} inputs")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=pl.LaplaceWarning, message="all weights")
+            warnings.filterwarnings("ignore", category=pl.LaplaceWarning, message="fit_map leaves the hyperparameters")
+            warnings.filterwarnings("ignore", category=pl.LaplaceWarning, message="the posterior was built at other")
             table = report(problem, fit(problem, options.quick), options.out / problem.name)
         print(f"\n{table.round(3).to_string()}\n")
     print(f"Figures, netCDF files and reports are in {options.out}/ ({time.perf_counter() - start:.0f} s).")

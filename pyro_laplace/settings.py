@@ -302,6 +302,12 @@ class Settings:
     kept_promise: float = 0.25
     """Share of its promised gain that a step must bring for the next one not to be shorter."""
 
+    evidence_few: int = 5
+    """Prior scales up to which a search in a small program also begins with each one by itself larger or smaller."""
+
+    evidence_tries: int = 12
+    """Modes that are found around the end of a search that was misled."""
+
     evidence_rounds: int = 40
     """Most rounds of a new mode under a new prior, and a new prior at that mode."""
 

@@ -46,12 +46,6 @@ class Climb:
         return self.values[-1] - self.values[0]
 
 
-def box_around(start: Tensor, factor: float) -> Box:
-    """As far as positive hyperparameters may move up and down, by a factor, in their logarithm."""
-    reach = math.log(factor)
-    return start - reach, start + reach
-
-
 def climb(fn: Callable[[Tensor], Scalar], starts: Sequence[Tensor], box: Box, look: bool = True) -> Climb:
     """The highest value of a function of a vector that may be found from some starts.
 
@@ -131,13 +125,16 @@ def _from(fn: Callable[[Tensor], Scalar], start: Tensor, box: Box) -> Climb:
         steps.append(torch.from_numpy(intermediate_result.x.copy()))
         values.append(-float(intermediate_result.fun))
 
+    pairs = zip(*(each.tolist() for each in box), strict=True)
     try:
         found = scipy.optimize.minimize(
             negative,
             start.numpy(),
             jac=True,
             method="L-BFGS-B",
-            bounds=list(zip(*(each.tolist() for each in box), strict=True)),
+            bounds=[
+                (low if math.isfinite(low) else None, high if math.isfinite(high) else None) for low, high in pairs
+            ],
             callback=keep,
             options={"maxiter": settings.evidence_steps, "ftol": 1e-12, "gtol": 1e-7},
         )
@@ -172,6 +169,8 @@ def running_away(fn: Callable[[Tensor], Scalar], best: Tensor, box: Box, numbers
         top = float(fn(best))
         found = {}
         for number, (bound, name) in itertools.product(numbers, zip(box, ("0", "infinity"), strict=True)):
+            if not bool(bound[number].isfinite()):
+                continue
             moved = best.clone()
             moved[number] = bound[number]
             try:

@@ -56,9 +56,13 @@ class Evidence:
     num_params: int
     hyperparameters: Mapping[str, Tensor]
 
+    def __float__(self) -> float:
+        """The log evidence, without its graph."""
+        return float(self.value.detach())
+
     def __repr__(self) -> str:
         """A short table."""
-        rows = [(name, f"{float(getattr(self, key)):.6g}") for name, key in _ROWS]
+        rows = [(name, f"{float(getattr(self, key).detach()):.6g}") for name, key in _ROWS]
         rows.append(("effective parameters", f"{self.effective_dim:.4g} of {self.num_params}"))
         if len(self.effective_dim_by_site) > 1:
             rows += [(f"  {name}", f"{count:.4g}") for name, count in self.effective_dim_by_site.items()]

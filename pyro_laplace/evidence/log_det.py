@@ -107,7 +107,7 @@ class _Solve(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.log_det, ctx.prior, ctx.names, ctx.factors = log_det, prior, names, [float(each) for each in factors]
         precision = log_det.posterior(prior, dict(zip(names, ctx.factors, strict=True)))
-        ctx.precision, ctx.gradient = precision, gradient
+        ctx.precision, ctx.gradient, ctx.dense = precision, gradient, curvature.dim() == 2
         value = precision.log_det()
         ctx.step = None
         if gradient is None:
@@ -120,7 +120,7 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         of_log_det, of_rise = grad_outputs
         prior, step = ctx.prior, ctx.step
-        if prior.is_diagonal:
+        if not ctx.dense:
             variance = ctx.precision.variance().double()
             curvature = of_log_det * variance
             kept = float(variance @ prior.diagonal)

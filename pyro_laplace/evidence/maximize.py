@@ -88,7 +88,8 @@ def maximize_evidence(
     try:
         values = request.point(data, map_guide, hyperparameters)
         with undisturbed(), torch.no_grad():
-            begun = request.begin(data, values, "auto", map_guide is not None)
+            stays = map_guide is not None and refit in (False, "linearized")
+            begun = request.begin(data, values, False if stays else "auto", map_guide is not None)
             found = begun.search.hyperparameters(hyperparameters)
             require(found, begun.search.loop.program)
             guide = maximum(begun, found, refit).guide(on_not_a_mode, keep)

@@ -51,12 +51,12 @@ class Noise:
     power: int
 
     @staticmethod
-    def of(loop: Loop, anchor: Anchor, found: Hyperparameters, power: int, few: Chunk) -> "Noise":
+    def of(loop: Loop, likelihood: LikelihoodSum, found: Hyperparameters, power: int, few: Chunk) -> "Noise":
         """Find the terms, and see that their noise is one for all data.
 
         Args:
             loop: the program and its data.
-            anchor: theta and its free coordinates.
+            likelihood: the sum over data: terms that are summed together have no factor of their own.
             found: the hyperparameters.
             power: of the noise scale in the curvature.
             few: some data.
@@ -64,7 +64,8 @@ class Noise:
         Returns:
             the noise; of no terms where none is of that kind.
         """
-        entered = {term for terms in found.terms.values() for term in terms}
+        anchor, alone = likelihood.anchor, {terms[0] for terms in likelihood.sums if len(terms) == 1}
+        entered = {term for terms in found.terms.values() for term in terms} & alone
         with undisturbed(), torch.no_grad():
             run = CapturedRun.make(loop.program, anchor, few, captured=False, params=found.values)
             fixed = [name for name in entered if name in run.run.observed and not _is_random(run.run, name)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_laplace._errors import IndefiniteCurvature, LaplaceWarning, NotAMode
 from pyro_laplace._typing import Values
 from pyro_laplace.capture.run import CapturedRun
-from pyro_laplace.evidence.ascent import INTERRUPTED, Box, Climb, box_around, climb, running_away
+from pyro_laplace.evidence.ascent import INTERRUPTED, Box, Climb, climb, running_away
 from pyro_laplace.evidence.checks import refuse_not_finite, tell_of_improper
 from pyro_laplace.evidence.surface import Surface, plain
 from pyro_laplace.mode.path import Path
@@ -101,7 +101,8 @@ def maximum(begun: Begun, found: Hyperparameters, refit: bool | str) -> Maximum:
     tell_of_improper(begun.search.loop, posterior.likelihood.anchor.touched, found)
     search = begun.search.at(posterior.theta, found.values)
     here = Maximum(search, posterior, found, Path(), None, begun.stopped, begun.moved)
-    box = box_around(found.flat(found.values), settings.evidence_range)
+    start, reach = found.flat(found.values), found.reach(settings.evidence_range)
+    box = start - reach, start + reach
     if refit == "linearized" or not refits(posterior, refit):
         return _at_one_point(here, box, refit == "linearized")
     return _in_rounds(here, box)
@@ -140,27 +141,63 @@ def _at_one_point(here: Maximum, box: Box, linearized: bool) -> Maximum:
 
 
 def _in_rounds(here: Maximum, box: Box) -> Maximum:
-    """The same, with the mode found again under each new prior, until neither moves; from two starts, the better end.
+    """The same, with the mode found again under each new prior, until neither moves.
 
-    A mode under a wide prior may stay an overfitted one however narrow the prior becomes: so the search also begins at
-    the mode under one a tenth as wide.
+    Of a program that is not linear, a mode under a wide prior may stay an overfitted one however narrow the prior
+    becomes: so the search also begins at modes under narrower ones. And how the curvature changes with the mode is no
+    part of what is climbed: where that misleads it, the end is tried for what lies around it.
 
     Returns:
-        the end of higher evidence.
+        the end of highest evidence.
     """
     ends = [_ascended(here, box)]
     start, scales = here.found.flat(here.found.values), _of_priors(here.found)
-    if bool(scales.any()) and not ends[0].interrupted:
-        try:
-            narrow = here.refitted(plain(here.found.unflatten(start - scales)))
-            ends.append(_ascended(narrow, box))
-        except (NotAMode, IndefiniteCurvature):
-            pass
+    for power in _NARROWER if bool(scales.any()) and not ends[0].is_exact else ():
+        begin = None if ends[-1].interrupted else _refitted(here, start - power * scales, box)
+        ends += [] if begin is None else [_ascended(begin, box)]
     best = max(ends, key=lambda end: end.maximum.posterior.log_evidence)
+    if best.misled:
+        best = _tried_around(best, box)
     if best.interrupted or not best.converged:
         _tell_unfinished(INTERRUPTED if best.interrupted else _ROUNDS)
-    _tell_running(best.surface, best.surface.start, box)
+    surface = Surface.around(best.maximum.search, best.maximum.posterior, best.maximum.found, rises=True)
+    _tell_running(surface, surface.start, box)
     return best.maximum
+
+
+_NARROWER = (0.5, 1.0)
+"""Powers of ten by which the prior scales of further starts are smaller."""
+
+
+def _refitted(here: Maximum, flat: Tensor, box: Box) -> Maximum | None:
+    """The mode under other hyperparameters; None where there is none."""
+    inside = torch.minimum(torch.maximum(flat, box[0]), box[1])
+    try:
+        return here.refitted(plain(here.found.unflatten(inside)))
+    except (NotAMode, IndefiniteCurvature):
+        return None
+
+
+def _tried_around(end: "_End", box: Box) -> "_End":
+    """Steps along all scales together, and each number by itself, to modes of higher evidence."""
+    here, steps = end.maximum, []
+    line, single = _of_priors(here.found), torch.eye(len(box[0]), dtype=box[0].dtype).unbind()
+    directions = [line / line.max(), *single] if int((line != 0).sum()) > 1 else list(single)
+    edges, left = [settings.tune_edge] * len(directions), settings.evidence_tries
+    while left > 0 and any(abs(edge) > settings.tune_short for edge in edges):
+        for number, direction in enumerate(directions[:left]):
+            further = _refitted(here, here.found.flat(here.found.values) + edges[number] * direction, box)
+            gain = -math.inf if further is None else further.posterior.log_evidence - here.posterior.log_evidence
+            if further is not None and gain > settings.evidence_gain:
+                here = replace(further, path=here.path)
+                steps.append((here.found.flat(here.found.values), here.posterior.log_evidence))
+            edges[number] *= 1.5 if gain > settings.evidence_gain else -0.5
+            left -= 1
+    if not steps:
+        return end
+    vectors, values = zip(*steps, strict=True)
+    further = _path(here.found, [Climb(vectors, values, True, "")])
+    return replace(end, maximum=replace(here, path=end.maximum.path.followed_by(further)))
 
 
 _ROUNDS = "it took more than pl.settings.evidence_rounds rounds of a new mode and a new prior"
@@ -168,12 +205,21 @@ _ROUNDS = "it took more than pl.settings.evidence_rounds rounds of a new mode an
 
 @dataclass(frozen=True, eq=False)
 class _End:
-    """Where the rounds from one start ended."""
+    """Where the rounds from one start ended.
+
+    Attributes:
+        maximum: the posterior there.
+        converged: whether no further round would have helped.
+        interrupted: whether the user ended them.
+        is_exact: whether every climb brought what it promised, as those of a linear program do.
+        misled: whether no climb, however short, brought any of it.
+    """
 
     maximum: Maximum
-    surface: Surface
     converged: bool
     interrupted: bool
+    is_exact: bool
+    misled: bool
 
 
 def _ascended(here: Maximum, box: Box) -> _End:
@@ -187,7 +233,7 @@ def _ascended(here: Maximum, box: Box) -> _End:
     """
     climbs: list[Climb] = []
     surface = Surface.around(here.search, here.posterior, here.found, rises=True)
-    radius, converged, interrupted = math.inf, False, False
+    radius, converged, interrupted, exact = math.inf, False, False, True
     for _ in range(settings.evidence_rounds):
         near = torch.maximum(box[0], surface.start - radius), torch.minimum(box[1], surface.start + radius)
         starts = [surface.start] if climbs or radius < math.inf else _scale_starts(surface)
@@ -205,6 +251,7 @@ def _ascended(here: Maximum, box: Box) -> _End:
             interrupted = True
             break
         length = float((climbed.best - surface.start).abs().max())
+        exact = exact and abs(gain - climbed.gain) <= settings.evidence_flat
         if gain < settings.kept_promise * climbed.gain:
             radius = length / 4
         elif length >= radius / 2:
@@ -217,7 +264,7 @@ def _ascended(here: Maximum, box: Box) -> _End:
             break
     end = Climb((surface.start,), (here.posterior.log_evidence,), True, "")
     here = replace(here, path=_path(here.found, [*climbs, end]))
-    return _End(here, surface, converged, interrupted)
+    return _End(here, converged, interrupted, exact, radius < settings.evidence_radius)
 
 
 def under(search: Search, posterior: PosteriorAt, surface: Surface, values: Values) -> PosteriorAt:
@@ -242,7 +289,7 @@ def under(search: Search, posterior: PosteriorAt, surface: Surface, values: Valu
 
 
 def _scale_starts(surface: Surface) -> list[Tensor]:
-    """Where the hyperparameters are; and with all prior scales a factor of ten larger or smaller.
+    """Where the hyperparameters are; with prior scales, all or if they are few each, ten times as large or as small.
 
     The evidence at one theta may have a maximum where the data say much and one where they say little.
 
@@ -252,13 +299,16 @@ def _scale_starts(surface: Surface) -> list[Tensor]:
     start, scales = surface.start, _of_priors(surface.found)
     if surface.measured or not bool(scales.any()):
         return [start]
-    return [start, start - scales, start + scales]
+    moves = [scales]
+    if 1 < int((scales != 0).sum()) <= settings.evidence_few and surface.likelihood.anchor.size <= settings.small:
+        moves += [each for each in torch.diag(scales).unbind() if bool(each.any())]
+    return [start, *(start + sign * move for move in moves for sign in (-1, 1))]
 
 
 def _of_priors(found: Hyperparameters) -> Tensor:
     """The step by which all prior scales become ten times as large."""
     scales = torch.zeros_like(found.flat(found.values))
-    for name in found.of_priors:
+    for name in found.scales:
         scales[found.numbers_of(name)] = math.log(10.0)
     return scales
 

@@ -96,7 +96,8 @@ class Surface:
         Raises:
             InvalidOption: if too many numbers would take a pass each.
         """
-        loop, likelihood, prior = search.loop, posterior.likelihood, posterior.prior
+        likelihood, prior = posterior.likelihood, posterior.prior
+        loop = search.loop.at(posterior.theta, found.held)
 
         def measure(values: Values) -> LikelihoodSum:
             return search.at(posterior.theta, values).summed(posterior.theta, prior, double=likelihood.double)
@@ -106,7 +107,7 @@ class Surface:
         normals = PriorCurve.normals_of(run)
         moving = any(site not in normals for sites in found.sites.values() for site in sites)
         curve = PriorCurve.of(run, prior, search.jacobian, moving)
-        noise = Noise.of(loop, anchor, found, search.curvature.noise_power, few)
+        noise = Noise.of(loop, likelihood, found, search.curvature.noise_power, few)
         surface = Surface(
             loop, likelihood, prior, found, few, curve, noise, log_det_of(likelihood, prior, bool(noise.terms)),
             measure, rises,
@@ -123,7 +124,10 @@ class Surface:
     @property
     def measured(self) -> tuple[str, ...]:
         """Hyperparameters whose every value takes a pass over the data."""
-        return tuple(name for name in self.found.names if not self.noise.covers(self.found.terms[name]))
+        names, found = self.found.names, self.found
+        return tuple(
+            n for n in names if not self.noise.covers(found.terms[n]) or (found.terms[n] and n in found.located)
+        )
 
     @property
     def start(self) -> Tensor:

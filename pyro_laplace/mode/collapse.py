@@ -63,7 +63,11 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
         _, gradient = objective.value_and_gradient(part)
         for name, which in suspects.items():
             log_scale = spreads[name].scale.log()[which].mean()
-            (direction,) = torch.autograd.grad(log_scale, leaf, retain_graph=True)
+            if not log_scale.requires_grad:  # of which nothing that collapsed is finite
+                continue
+            (direction,) = torch.autograd.grad(log_scale, leaf, retain_graph=True, allow_unused=True)
+            if direction is None:
+                continue
             along = direction[objective.index].double()
             if float(gradient @ along) > settings.collapse_rate * float(along @ along) > 0:
                 layout = program.layout.items()

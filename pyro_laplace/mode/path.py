@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +24,10 @@ class Path:
     rounds: tuple[int, ...] = ()
     kept: bool = True
     objective: str = "log evidence"
+
+    def followed_by(self, other: "Path") -> "Path":
+        """This search, and one that went on from its end."""
+        count = len(self.log_evidence)
+        values = {name: torch.cat([value, other.values[name]]) for name, value in self.values.items()}
+        rounds = (*self.rounds, *(count + number for number in other.rounds))
+        return Path(self.log_evidence + other.log_evidence, values, rounds, self.kept, self.objective)

@@ -15,7 +15,8 @@ from pyro_laplace.plots.style import look, tidy
 def evidence(guide: Any) -> Figure:
     """The log evidence at each step of `maximize_evidence`, or each trial of `tune`, and the hyperparameters.
 
-    Dotted lines are where a new mode was begun with under a new prior. The trials of `tune` are points in their order,
+    Large points are evidences at a mode, found again under the prior that the climb before came to; the climb itself is
+    as far as the quadratic model around the mode goes. The trials of `tune` are points in their order,
     with the best so far as a line.
 
     Args:
@@ -38,8 +39,6 @@ def evidence(guide: Any) -> Figure:
     _draw_objective(left, path)
     _draw_values(right, path)
     for axes in (left, right):
-        for number in path.rounds[1:]:
-            axes.axvline(number, color="0.6", linestyle=":", linewidth=1)
         axes.set_xlabel("step" if path.objective == "log evidence" else "trial")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         tidy(axes)
@@ -51,8 +50,12 @@ def _draw_objective(axes: Axes, path: Path) -> None:
     values = np.where(np.isfinite(values), values, np.nan)
     color, _ = look(0)
     if path.objective == "log evidence":
-        axes.plot(values, color=color, marker="o", markersize=3)
+        modes = list(path.rounds)
+        axes.plot(values, color=color, linewidth=1, marker=".", markersize=3, label="climb around it")
+        axes.plot(modes, values[modes], "o", color=color, markersize=6, label="at a mode")
         axes.set_ylabel("log evidence (nats)")
+        if len(modes) > 1:
+            axes.legend(frameon=False, fontsize="small")
     else:
         axes.plot(values, color="0.7", marker="o", markersize=3, linestyle="none")
         axes.plot(np.fmax.accumulate(values), color=color)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace._errors import check_option
+from pyro_laplace._errors import InvalidData, check_option
 from pyro_laplace._typing import Values
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.root import Curvature
@@ -18,6 +18,7 @@ from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.reached import Stopped
 from pyro_laplace.posterior.search import PosteriorAt, Search
 from pyro_laplace.posterior.subset import Subnetwork, Subset, select
+from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import coordinates_of
 from pyro_laplace.reading.hyperparameters import Names, require
@@ -103,6 +104,7 @@ class Request:
             return values_given(map_guide, data)
         with undisturbed():  # a typo need not wait for the training
             search = self.search(Program.trace(self.model, data), data)
+            _refuse_not_finite(search.loop.program, data)
             hold: tuple[str, ...] = ()
             if hyperparameters is not None:
                 found = search.hyperparameters(hyperparameters)
@@ -140,3 +142,18 @@ class Request:
         if polish is True or (polish == "auto" and not given):
             posterior = search.gauss_newton(posterior)
         return Begun(search, posterior, not torch.equal(posterior.theta, program.start), stopped)
+
+
+@torch.no_grad()
+def _refuse_not_finite(program: Program, data: Data) -> None:
+    """Refuse observed values that are not finite, and that their distribution cannot do with, before any training."""
+    chunk = Chunk(data.first())
+    run = program.run(program.start, chunk)
+    for name, site in run.observed.items():
+        known = site.value.is_floating_point() and not bool(site.value.isfinite().all())
+        if known and not bool(site.own_log_prob().isfinite().all()):
+            place = (~site.value.isfinite()).nonzero()[0].tolist()
+            raise InvalidData(
+                f"the observed site {name!r} has the value {float(site.value[tuple(place)])} at {place}, which is not "
+                "finite: leave such data out, or mask them with poutine.mask or obs_mask"
+            )

@@ -1,7 +1,8 @@
 """Which of a program's `pyro.param`s are hyperparameters: what the priors depend on, and noise."""
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
@@ -33,12 +34,16 @@ class Hyperparameters:
         constraints: by name.
         sites: the free sites whose prior depends on each; empty of one that is noise alone.
         terms: the likelihood terms that each enters.
+        located: those that enter a location, and not noise alone.
+        held: the program's other `pyro.param`s, by name.
     """
 
     values: Mapping[str, Tensor]
     constraints: Mapping[str, Constraint]
     sites: Mapping[str, tuple[str, ...]]
     terms: Mapping[str, tuple[str, ...]]
+    located: frozenset[str] = frozenset()
+    held: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,14 +51,27 @@ class Hyperparameters:
         return tuple(self.values)
 
     @property
-    def of_priors(self) -> tuple[str, ...]:
-        """Those that a prior depends on, and no likelihood term."""
-        return tuple(name for name in self.values if not self.terms[name])
+    def scales(self) -> tuple[str, ...]:
+        """Those that are positive, and that a prior depends on and no likelihood term."""
+        return tuple(name for name in self.values if not self.terms[name] and self._is_positive(name))
 
-    def flat(self, values: Mapping[str, Tensor]) -> Tensor:
+    def reach(self, factor: float) -> Tensor:
+        """How far each number may move if a positive one may by a factor; others, as far as they like."""
+        parts = [
+            torch.full_like(self.flat({name: value}, [name]), math.log(factor) if self._is_positive(name) else math.inf)
+            for name, value in self.values.items()
+        ]
+        return torch.cat(parts)
+
+    def flat(self, values: Mapping[str, Tensor], names: Iterable[str] | None = None) -> Tensor:
         """Values as one vector of unconstrained numbers, in float64: of a positive one the logarithm."""
-        parts = [transform_to(self.constraints[name]).inv(values[name].detach().double()) for name in self.values]
+        chosen = self.values if names is None else names
+        parts = [transform_to(self.constraints[name]).inv(values[name].detach().double()) for name in chosen]
         return torch.cat([part.reshape(-1).cpu() for part in parts])
+
+    def _is_positive(self, name: str) -> bool:
+        constraint = self.constraints[name]
+        return getattr(constraint, "lower_bound", None) == 0 and not hasattr(constraint, "upper_bound")
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """The inverse of `flat`, with its graph, each in its own dtype and on its device."""
@@ -115,6 +133,8 @@ class Hyperparameters:
             {name: plain.constraints[name] for name in ordered},
             {name: sites[name] for name in ordered},
             {name: terms[name] for name in ordered},
+            frozenset(located),
+            {name: value.detach() for name, value in leaves.items() if name not in chosen},
         )
 
 

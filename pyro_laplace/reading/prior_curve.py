@@ -17,6 +17,7 @@ from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.program.program import add_up
 from pyro_laplace.reading.prior import Prior, counted_once, is_free_normal, log_p_of_normal, without_copies
 from pyro_laplace.reading.second_order import Stored
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,9 @@ class PriorCurve:
             the curve.
         """
         anchor, normals = run.anchor, PriorCurve.normals_of(run)
-        curve = PriorCurve(anchor, jacobian, normals, moving, prior.rest.is_diagonal, _nothing(anchor))
+        # numbers may hide what couples a few coordinates: the form of many is that of the numbers
+        diagonal = prior.rest.is_diagonal and not (moving and len(prior.rest.index) <= settings.small)
+        curve = PriorCurve(anchor, jacobian, normals, moving, diagonal, _nothing(anchor))
         if moving:
             return curve
         with torch.no_grad():

@@ -16,7 +16,7 @@ from pyro_laplace._compat.pyro import StoreState, undisturbed, write_param
 from pyro_laplace._errors import InvalidOption, LaplaceWarning, check_option
 from pyro_laplace._progress import progress_bar
 from pyro_laplace.data import Data, as_data
-from pyro_laplace.evidence.ascent import Box, box_around
+from pyro_laplace.evidence.ascent import Box
 from pyro_laplace.evidence.checks import refuse_not_finite
 from pyro_laplace.evidence.rounds import Maximum, refits, under
 from pyro_laplace.evidence.surface import Surface
@@ -192,7 +192,9 @@ class _Begun:
             trials = Trials.of(
                 guide, Surface.around(search, posterior, found, self.refits), held, task.objective, task.link
             )
-            box = box_around(start := found.flat(found.values), settings.tune_range)
+            start, reach = found.flat(found.values), found.reach(settings.tune_range)
+            reach = reach.clamp(max=math.log(settings.tune_range))
+            box = start - reach, start + reach
             coarse: list[Tensor] = []
             with progress_bar("tune", task.trials, "trial", task.request.progress) as bar:
 
@@ -279,7 +281,7 @@ class _Tuned:
 def _directions(found: Hyperparameters, start: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
     """All prior scales together; and those of the sites of one module, or every number by itself."""
     line, modules = torch.zeros_like(start), dict[str, Tensor]()
-    for name in found.of_priors:
+    for name in found.scales:
         place = found.numbers_of(name)
         line[place] = 1.0
         module = found.sites[name][0].rpartition(".")[0] or name

@@ -1,8 +1,9 @@
-"""`maximize_evidence` against scikit-learn, dense marginal likelihoods maximised by scipy, and itself from elsewhere."""
+"""`maximize_evidence` against scikit-learn, dense marginal likelihoods maximised by scipy, and other starts."""
 
 import math
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_equals_bayesian_ridge(start):
     own = log_marginal(x, y, guide.hyperparameters["std"], guide.hyperparameters["noise"])
     assert guide.log_evidence == pytest.approx(own.item(), abs=1e-8)
     assert guide.evidence_path[-1] == pytest.approx(guide.log_evidence, abs=1e-8)
-    assert store_values() == {name: value for name, value in guide.hyperparameters.items()}
+    assert_close(store_values(), dict(guide.hyperparameters), rtol=1e-14, atol=0)
 
 
 def relevance(x: Tensor, y: Tensor | None = None) -> None:
@@ -86,7 +87,7 @@ def relevance(x: Tensor, y: Tensor | None = None) -> None:
         pyro.sample("y", dist.Normal(x @ w, positive("noise", 1.0)), obs=y)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_equals_ard_regression(seed):
     linear_model = pytest.importorskip("sklearn.linear_model")
     g = generator(seed)
@@ -98,7 +99,7 @@ def test_equals_ard_regression(seed):
     theirs = torch.from_numpy(ard.lambda_).rsqrt(), torch.tensor(ard.alpha_).rsqrt()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        guide = pl.maximize_evidence(relevance, (x, y), progress=False)
+        guide = pl.maximize_evidence(relevance, (x, y), {"w": torch.zeros(6)}, progress=False)
     assert guide.log_evidence > log_marginal(x, y, *theirs).item() - 1e-6
     std, noise = guide.hyperparameters["std"], guide.hyperparameters["noise"]
     assert guide.log_evidence == pytest.approx(log_marginal(x, y, std, noise).item(), abs=1e-6)
@@ -129,17 +130,22 @@ def process(x: Tensor, y: Tensor | None = None) -> None:
         pyro.sample("y", dist.Normal(f, positive("noise", 1.0)), obs=y)
 
 
-def test_equals_a_gaussian_processes_marginal_likelihood():
-    x = torch.linspace(0, 4, INPUTS)
-    y = torch.sin(2 * x) + 0.3 * torch.randn(INPUTS, generator=generator())
-
+def marginal_of_process(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
     def value(logs: Tensor) -> Tensor:
         length, height, noise = logs.exp()
         cov = kernel(x, length, height) + noise**2 * torch.eye(INPUTS)
         return torch.distributions.MultivariateNormal(torch.zeros(INPUTS), cov).log_prob(y)
 
+    return value
+
+
+def test_equals_a_gaussian_processes_marginal_likelihood():
+    x = torch.linspace(0, 4, INPUTS)
+    y = torch.sin(2 * x) + 0.3 * torch.randn(INPUTS, generator=generator())
+
+    value = marginal_of_process(x, y)
     best, top = maximised(value, 3)
-    guide = pl.maximize_evidence(process, (x, y), progress=False)
+    guide = pl.maximize_evidence(process, (x, y), {"f": torch.zeros(INPUTS)}, progress=False)
     found = torch.stack([guide.hyperparameters[name] for name in ("length", "height", "noise")])
     assert guide.log_evidence == pytest.approx(value(found.log()).item(), abs=1e-6)
     assert guide.log_evidence == pytest.approx(top, abs=1e-6)
@@ -151,11 +157,11 @@ def test_a_process_from_elsewhere(length):
     """At a short length the covariance is numerically diagonal, and is not at another."""
     x = torch.linspace(0, 4, INPUTS)
     y = torch.sin(2 * x) + 0.3 * torch.randn(INPUTS, generator=generator())
-    best = pl.maximize_evidence(process, (x, y), progress=False)
     process(x, y)
-    put(length=length, height=1.0, noise=1.0)
-    found = pl.maximize_evidence(process, (x, y), progress=False)
-    assert found.log_evidence == pytest.approx(best.log_evidence, abs=1e-4)
+    put(length=length)
+    found = pl.maximize_evidence(process, (x, y), {"f": torch.zeros(INPUTS)}, progress=False)
+    _, top = maximised(marginal_of_process(x, y), 3)
+    assert found.log_evidence == pytest.approx(top, abs=1e-4)
 
 
 # --- several kinds of hyperparameters, by a dense oracle ---------------------------------------------------
@@ -163,7 +169,9 @@ def test_a_process_from_elsewhere(length):
 
 def grouped(x: Tensor, group: Tensor, y: Tensor | None = None) -> None:
     """Two prior scales, a prior mean, and noise of two groups, which takes passes."""
-    w = pyro.sample("w", dist.Normal(pyro.param("mean", torch.tensor(0.0)), positive("std", 1.0)).expand([4]).to_event(1))
+    w = pyro.sample(
+        "w", dist.Normal(pyro.param("mean", torch.tensor(0.0)), positive("std", 1.0)).expand([4]).to_event(1)
+    )
     v = pyro.sample("v", dist.Normal(torch.zeros(3), positive("other", 1.0)).to_event(1))
     with pyro.plate("data", len(x)):
         pyro.sample("y", dist.Normal(x[:, :4] @ w + x[:, 4:] @ v, positive("noise", [1.0, 1.0])[group]), obs=y)
@@ -192,6 +200,44 @@ def test_equals_the_dense_optimum():
     assert_close(found, best, rtol=1e-3, atol=0)
 
 
+def test_a_location_that_is_named():
+    """A shift of all data beside the noise of the same data."""
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1]), positive("std", 1.0)).to_event(1))
+        with pyro.plate("data", len(x)):
+            loc = x @ w + pyro.param("shift", torch.tensor(0.0))
+            pyro.sample("y", dist.Normal(loc, positive("noise", 1.0)), obs=y)
+
+    x, y = regression(num_weights=2)
+    y = y + 2.0
+    best, top = maximised(lambda flat: log_marginal(x, y - flat[2], *flat[:2].exp()), 3)
+    point = {"w": torch.zeros(2)}
+    guide = pl.maximize_evidence(model, (x, y), point, hyperparameters="*", progress=False)
+    assert guide.log_evidence == pytest.approx(top, abs=1e-5)
+    assert guide.hyperparameters["shift"].item() == pytest.approx(best[2].log().item(), rel=1e-3)
+
+
+def test_a_prior_mean_far_away():
+    """Numbers without a constraint are not logarithms, and may go far."""
+    group = torch.arange(12) // 2
+
+    def model(y=None):
+        with pyro.plate("groups", 6):
+            a = pyro.sample("a", dist.Normal(pyro.param("mean", torch.tensor(0.0)), positive("tau", 1.0)))
+        with pyro.plate("data", 12):
+            pyro.sample("y", dist.Normal(a[group], 1.0), obs=y)
+
+    g = generator()
+    y = 100 + 2 * torch.randn(6, generator=g)[group] + torch.randn(12, generator=g)
+    guide = pl.maximize_evidence(model, y, {"a": torch.zeros(6)}, progress=False)
+    mean, tau = guide.hyperparameters["mean"], guide.hyperparameters["tau"]
+    cov = torch.eye(12) + tau**2 * (group[:, None] == group).double()
+    exact = torch.distributions.MultivariateNormal(mean.expand(12), cov).log_prob(y)
+    assert guide.log_evidence == pytest.approx(exact.item(), abs=1e-6)
+    assert mean.item() == pytest.approx(y.mean().item(), rel=1e-4)  # of groups of one size
+
+
 def test_some_of_them():
     x, y = regression()
     linear(x, y)
@@ -210,7 +256,7 @@ def test_some_of_them():
 
 def test_the_path():
     x, y = regression()
-    guide = pl.maximize_evidence(linear, (x, y), progress=False)
+    guide = pl.maximize_evidence(linear, (x, y), {"w": torch.zeros(6)}, progress=False)
     path = guide.path
     assert path.log_evidence == guide.evidence_path
     assert list(path.values) == ["std", "noise"]
@@ -218,7 +264,7 @@ def test_the_path():
     assert path.kept
     assert path.rounds[0] == 0
     assert all(0 <= place < len(path.log_evidence) for place in path.rounds)
-    assert list(path.log_evidence) == sorted(path.log_evidence)
+    assert all(later > earlier - 1e-9 for earlier, later in pairwise(path.log_evidence))
     for std, noise, value in zip(path.values["std"], path.values["noise"], path.log_evidence, strict=True):
         assert value == pytest.approx(log_marginal(x, y, std, noise).item(), abs=1e-6)
     for name, steps in path.values.items():
@@ -278,63 +324,70 @@ def test_the_store_keeps_its_dtype():
 # --- the mode under the new prior ---------------------------------------------------------------------------
 
 
-def data_of_a_curve(num_obs: int = 15) -> tuple[Tensor, Tensor]:
+def data_of_a_curve(num_obs: int = 10) -> tuple[Tensor, Tensor]:
     g = generator()
     x = torch.randn(num_obs, 1, generator=g)
     return x, torch.sin(2 * x[:, 0]) + 0.1 * torch.randn(num_obs, generator=g)
 
 
-def small_net(std: float = 1.0, noise: float | None = None) -> Any:
-    pyro.clear_param_store()
+def small_net(std: float = 1.0) -> tuple[Any, dict[str, Tensor]]:
+    """A network with one learned scale, and its weights."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
-    prior = pl.nn.Isotropic(pl.nn.learned(std, name="std"))
-    return pl.bayesianize(net, prior, pl.nn.Regression(noise or pl.nn.learned(0.2)))
+    weights = {name: value.detach().clone() for name, value in net.named_parameters()}
+    return pl.bayesianize(net, pl.nn.Isotropic(pl.nn.learned(std, name="std")), pl.nn.Regression(0.2)), weights
 
 
 def test_the_mode_is_found_again():
-    data = data_of_a_curve()
-    guides = {}
+    """From two priors. The gradient leaves out that log det Lambda moves with the mode: the search must see to it."""
+    data, found = data_of_a_curve(), []
     for std in (1.0, 4.0):
-        model = small_net(std)
-        start = pl.fit_laplace(model, data, progress=False)
-        guides[std] = guide = pl.maximize_evidence(model, data, start, refit=True, progress=False)
+        pyro.clear_param_store()
+        model, weights = small_net(std)
+        start = pl.fit_laplace(model, data, weights, progress=False)
+        guide = pl.maximize_evidence(model, data, start, refit=True, progress=False)
         assert guide.mode.is_mode
-        assert guide.mode.moved
-        assert guide.log_evidence > start.log_evidence + 0.1
+        assert not torch.equal(guide.theta, start.theta)
+        assert guide.log_evidence > start.log_evidence
         own = pl.log_evidence(model, guide, data, progress=False)
         assert own.value.item() == pytest.approx(guide.log_evidence, rel=1e-10)
-        again = pl.fit_laplace(model, data, guide, polish=True, progress=False)
-        assert_close(again.theta, guide.theta, rtol=1e-2, atol=1e-2)
-        assert guide.log_evidence == pytest.approx(again.log_evidence, abs=0.01)
-    assert guides[1.0].log_evidence == pytest.approx(guides[4.0].log_evidence, abs=0.1)
+        found.append(guide)
+    assert found[0].log_evidence == pytest.approx(found[1].log_evidence, abs=0.05)
 
 
 def test_the_mode_is_left():
     """Of a network that stands at no mode under the new prior."""
-    data, model = data_of_a_curve(), small_net()
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
-    weights = {name: value.detach() for name, value in net.named_parameters()}
+    data, (model, weights) = data_of_a_curve(), small_net()
+    options = {"refit": False, "progress": False}
     with pytest.warns(pl.NotAModeWarning, match="refit=True"):
-        guide = pl.maximize_evidence(model, data, weights, refit=False, progress=False)
+        guide = pl.maximize_evidence(model, data, weights, **options)
     point = guide.median()
     assert all(torch.equal(point[name], weights[name]) for name in weights)
+    assert not guide.mode.moved
     own = pl.log_evidence(model, guide, data, progress=False)
     assert own.value.item() == pytest.approx(guide.log_evidence, rel=1e-12)
     own.value.backward()
-    slopes = [pyro.param(name).unconstrained().grad.item() for name in ("std", "noise")]
-    assert max(map(abs, slopes)) < 1e-3
-    assert not guide.mode.moved
+    assert abs(pyro.param("std").unconstrained().grad.item()) < 1e-3
     with pytest.raises(pl.NotAMode):
-        pl.maximize_evidence(small_net(), data, weights, refit=False, on_not_a_mode="raise", progress=False)
+        pl.maximize_evidence(model, data, weights, **options, on_not_a_mode="raise")
 
 
-def test_refit_false_without_a_map_guide():
-    """Then the mode is that of the prior that the search begins with."""
-    data, model = data_of_a_curve(), small_net()
-    guide = pl.maximize_evidence(model, data, refit=False, keep=False, on_not_a_mode="ignore", progress=False)
-    assert not guide.path.kept
+def test_the_mode_of_the_first_prior_is_left():
+    """Without a map guide, refit=False leaves theta at the mode that is fitted first."""
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(6), positive("std", 3.0)).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
+
+    x, y = regression()
+    y = (y > 0).double()
+    first = pl.fit_laplace(model, (x, y), progress=False)
+    guide = pl.maximize_evidence(model, (x, y), refit=False, on_not_a_mode="ignore", progress=False)
+    assert_close(guide.theta, first.theta, rtol=1e-8, atol=1e-8)
+    again = pl.maximize_evidence(model, (x, y), first, refit=True, progress=False)
+    assert again.mode.is_mode
+    assert again.log_evidence > guide.log_evidence
 
 
 def test_linearized_is_exact_for_linear_gaussian_programs():
@@ -431,7 +484,7 @@ def raising_after(calls: int, error: type[BaseException]) -> Callable:
     return model
 
 
-@pytest.mark.parametrize("calls", [0, 1, 3, 10, 30, 60, 100])
+@pytest.mark.parametrize("calls", [0, 1, 3, 10, 40, 100])
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_exception_halfway(calls, keep):
     x, y = regression()
@@ -555,7 +608,7 @@ def assert_written_where_it_is_read(model: Callable, data: tuple[Tensor, Tensor]
 @pytest.mark.parametrize("given", [True, False], ids=["given", "fitted"])
 def test_params_of_a_function(param_mode, given):
     x, y = regression()
-    best, top = maximised(lambda logs: log_marginal(x, y, *logs.exp()), 2)
+    _, top = maximised(lambda logs: log_marginal(x, y, *logs.exp()), 2)
     point = {"w": torch.zeros(6)} if given else None
     assert assert_written_where_it_is_read(linear, (x, y), point) == pytest.approx(top, abs=1e-6)
 
@@ -570,8 +623,9 @@ def test_learned_scales(param_mode):
     def value(logs: Tensor) -> Tensor:
         return log_marginal(wide, y, logs.exp()[[0, 0, 1]], logs[2].exp())
 
-    best, top = maximised(value, 3)
-    assert assert_written_where_it_is_read(net, (x, y)) == pytest.approx(top, abs=1e-6)
+    _, top = maximised(value, 3)
+    point = {"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}
+    assert assert_written_where_it_is_read(net, (x, y), point) == pytest.approx(top, abs=1e-6)
 
 
 def test_pyro_params_of_a_module(param_mode):
