@@ -96,7 +96,8 @@ class LinearizedProgram:
         refuse_changed_buffers(kept.changed())
         theta = pack(self.guide.latents, {**self._program.unpack(self.guide.theta), **prior.latents})
         chunk = Chunk(Batch(args, kwargs), prior.indices)
-        distributions = self._distributions(replace(self._program, params=params), theta, chunk)
+        program = replace(self._program, params=params) if params else self._program
+        distributions = self._distributions(program, theta, chunk)
         values = {name: _emit(msg, distributions[name]) for name, msg in prior.observed.items()}
         return next(iter(values.values())) if len(values) == 1 else values
 

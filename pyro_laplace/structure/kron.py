@@ -291,8 +291,9 @@ class KronSum(Sum):
 
 def _outer(prior: Tensor) -> tuple[Tensor, Tensor] | None:
     """Vectors with prior [out, in] = d_out d_in', or None."""
-    if not bool((prior != 0).any()):
-        return torch.zeros_like(prior[:, 0]), torch.zeros_like(prior[0])
+    first = prior[0, 0]
+    if bool((prior == first).all()):  # one number, most often, which may be zero
+        return torch.ones_like(prior[:, 0]) * (first != 0), torch.full_like(prior[0], float(first))
     if not bool((prior > 0).all()):
         return None
     out_prior, in_prior = prior[:, 0] / prior[0, 0], prior[0]

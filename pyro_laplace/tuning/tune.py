@@ -118,6 +118,7 @@ def tune(
         else:
             all_data = task.begun(data, map_guide)
             tuned = all_data.tuned(as_data(validation_data))
+            all_data = replace(all_data, begun=replace(all_data.begun, posterior=tuned.posterior))
         guide = all_data.guide(tuned, on_not_a_mode, keep)
     except BaseException:
         before.restore()
@@ -207,7 +208,7 @@ class _Begun:
                         return TrialScore(-torch.inf)
 
                 tried = search_for(score, start, *_directions(found, start), box, task.trials)
-        return _Tuned(found, tried, box, coarse)
+        return _Tuned(found, tried, box, coarse, posterior)
 
     def guide(self, tuned: "_Tuned", on_not_a_mode: str, keep: bool) -> AutoLaplace:
         """The posterior under the best hyperparameters, at the mode."""
@@ -233,6 +234,7 @@ class _Tuned:
     tried: Tried
     box: Box
     coarse: list[Tensor]
+    posterior: PosteriorAt
 
     def is_near_coarse(self) -> bool:
         """Whether the best trial lies near priors that the sums over data were too coarse for."""
