@@ -122,11 +122,12 @@ figure = pl.plots.evidence(guide)
 figure.axes[0].autoscale(axis="y")  # from the first step on: most is gained in the first ten
 save(figure, "choosing_priors_path.png")
 
-for program in (one_scale, regression):
+for program, trials in ((one_scale, 30), (regression, 30), (regression, 120)):
     pyro.clear_param_store()
-    guide = pl.tune(program, train, validation, progress=False)
+    guide = pl.tune(program, train, validation, trials=trials, progress=False)
+    score, noise = nll(pl.LinearizedPredictive(program, guide), test), guide.hyperparameters["noise"]
     scales = ", ".join(f"{float(scale):.2g}" for scale in guide.hyperparameters["std"].reshape(-1))
-    print(f"  tune, {program.__name__}: {nll(pl.LinearizedPredictive(program, guide), test):.3f}, scales {scales}")
+    print(f"  tune, {program.__name__}, {trials} trials: {score:.3f}, noise {noise:.2g}, scales {scales}")
 
 # %% [markdown]
 # ## A small network: where the search begins decides between two maxima

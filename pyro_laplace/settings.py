@@ -284,17 +284,14 @@ class Settings:
     tune_range: float = 1e3
     """Factor by which `tune` lets a positive hyperparameter move from where it starts, up or down."""
 
-    tune_close: float = 0.01
-    """Distance from a bound, in the logarithm, within which the best trial lies at it."""
-
     tune_plateau: float = 1e-4
     """Difference of scores that tells no two trials apart."""
 
     tune_short: float = 0.1
-    """Length, in the logarithm, under which its steps are over."""
+    """Length, in the logarithm, under which its steps are over, and distance from a bound that is none."""
 
     tune_edge: float = 0.7
-    """How far the simplex search of `tune` begins from the best common factor, in the logarithm."""
+    """First step of `tune` away from the best common factor, in the logarithm."""
 
     evidence_radius: float = 1e-2
     """Radius, in the logarithm of hyperparameters, under which the search for the highest evidence ends."""

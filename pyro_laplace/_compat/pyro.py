@@ -358,6 +358,14 @@ class StoreState:
                     store._params[name].copy_(value)
 
 
+def forget_gradients(names: Iterable[str]) -> None:
+    """Take away what a training has left on params that it did not train."""
+    store = pyro.get_param_store()
+    for name in names:
+        if name in store:
+            store._params[name].grad = None
+
+
 class ParamsHeld(Messenger):
     """Gives `pyro.param` statements values in place of those that the param store has.
 

@@ -166,7 +166,10 @@ def running_away(fn: Callable[[Tensor], Scalar], best: Tensor, box: Box, numbers
         number to "0" or "infinity", for those that the function is no lower at the bound of.
     """
     with torch.no_grad():
-        top = float(fn(best))
+        try:
+            top = float(fn(best))
+        except (IndefiniteCurvature, LinAlgError):
+            return {}
         found = {}
         for number, (bound, name) in itertools.product(numbers, zip(box, ("0", "infinity"), strict=True)):
             if not bool(bound[number].isfinite()):

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ from pyro_laplace.posterior.search import PosteriorAt, Search
 from pyro_laplace.reading.hyperparameters import Hyperparameters
 from pyro_laplace.reading.prior import prior_of
 from pyro_laplace.settings import settings
+from pyro_laplace.structure.options import Kron, Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +101,20 @@ def maximum(begun: Begun, found: Hyperparameters, refit: bool | str) -> Maximum:
     refuse_not_finite(posterior)
     tell_of_improper(begun.search.loop, posterior.likelihood.anchor.touched, found)
     search = begun.search.at(posterior.theta, found.values)
+    linearized, rounds = refit == "linearized", refits(posterior, refit)
+    if (linearized or rounds) and not posterior.likelihood.double and _is_kron(search.structure):
+        search = replace(search, double=True)  # a prior's pull on theta cancels in the rise to the mode
+        posterior = search.measured(posterior.theta)
     here = Maximum(search, posterior, found, Path(), None, begun.stopped, begun.moved)
     start, reach = found.flat(found.values), found.reach(settings.evidence_range)
     box = start - reach, start + reach
-    if refit == "linearized" or not refits(posterior, refit):
-        return _at_one_point(here, box, refit == "linearized")
-    return _in_rounds(here, box)
+    return _in_rounds(here, box) if rounds and not linearized else _at_one_point(here, box, linearized)
+
+
+def _is_kron(structure: Structure) -> bool:
+    """Whether some of the sums may be made in the sites' own dtype."""
+    parts = structure.values() if isinstance(structure, Mapping) else [structure]
+    return any(part == "kron" or isinstance(part, Kron) for part in parts)
 
 
 def refits(posterior: PosteriorAt, refit: bool | str) -> bool:
@@ -151,9 +160,9 @@ def _in_rounds(here: Maximum, box: Box) -> Maximum:
         the end of highest evidence.
     """
     ends = [_ascended(here, box)]
-    start, scales = here.found.flat(here.found.values), _of_priors(here.found)
-    for power in _NARROWER if bool(scales.any()) and not ends[0].is_exact else ():
-        begin = None if ends[-1].interrupted else _refitted(here, start - power * scales, box)
+    start = here.found.flat(here.found.values)
+    for move in [] if ends[0].is_exact else _moves(here.found):
+        begin = None if ends[-1].interrupted else _refitted(here, start + move, box)
         ends += [] if begin is None else [_ascended(begin, box)]
     best = max(ends, key=lambda end: end.maximum.posterior.log_evidence)
     if best.misled:
@@ -165,8 +174,13 @@ def _in_rounds(here: Maximum, box: Box) -> Maximum:
     return best.maximum
 
 
-_NARROWER = (0.5, 1.0)
-"""Powers of ten by which the prior scales of further starts are smaller."""
+def _moves(found: Hyperparameters) -> list[Tensor]:
+    """From the start to further ones: narrower priors, and with them a wider noise, which may have been fitted away."""
+    scales, noise = _of_priors(found), torch.zeros_like(found.flat(found.values))
+    for name in found.noises:
+        noise[found.numbers_of(name)] = math.log(10.0)
+    moves = [-0.5 * scales, -scales, noise - 0.5 * scales]
+    return [move for number, move in enumerate(moves) if bool(scales.any()) and (number < 2 or bool(noise.any()))]
 
 
 def _refitted(here: Maximum, flat: Tensor, box: Box) -> Maximum | None:

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDelta
 from pyro.infer.autoguide.utils import deep_setattr
 
-from pyro_laplace._compat.pyro import name_apart, undisturbed
+from pyro_laplace._compat.pyro import forget_gradients, name_apart, undisturbed
 from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace._typing import Theta
 from pyro_laplace.capture.loop import Loop
@@ -85,7 +85,7 @@ def find_mode(model: Callable[..., Any], data: Any, progress: bool = True, hold:
         model: a Pyro program.
         data: the data.
         progress: whether training shows a progress bar.
-        hold: params that a small program needs no training for, as they are chosen afterwards.
+        hold: params that are not trained along, as they are chosen afterwards.
 
     Returns:
         the guide at the mode.
@@ -115,8 +115,7 @@ def _fitted(
     held, trained = params_of(program, data)
     loop = Loop(program, data)
     small = program.num_params <= settings.small
-    if small:
-        held, trained = held | trained & frozenset(hold), trained - frozenset(hold)
+    held, trained = held | trained & frozenset(hold), trained - frozenset(hold)
     try:
         if not (small and optim is None and not trained and _searched(loop, guide)):
             train(
@@ -135,6 +134,7 @@ def _fitted(
     except BaseException:
         discard_params(guide)
         raise
+    forget_gradients(held)
     guide.fit_seconds = time.perf_counter() - start
     return guide, held
 

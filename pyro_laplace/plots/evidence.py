@@ -61,7 +61,9 @@ def _draw_objective(axes: Axes, path: Path) -> None:
         axes.plot(np.fmax.accumulate(values), color=color)
         axes.set_ylabel(f"held-out {path.objective} (more is better)")
     spread = values[np.isfinite(values)]
-    low, top = np.quantile(spread, 0.25), spread.max()
+    if not len(spread):
+        return
+    low, top = np.quantile(spread, 0.1), spread.max()
     if top - spread.min() > 4 * (top - low) > 0:  # a bad start would squeeze the rest together
         axes.set_ylim(low - (top - low), top + 0.2 * (top - low))
 

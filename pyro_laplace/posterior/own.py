@@ -11,6 +11,7 @@ from pyro_laplace._compat.pyro import live_param
 from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace._typing import Values
 from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.settings import settings
 
 _TOLD: WeakSet[AutoLaplace] = WeakSet()
 """The posteriors whose user has been told that the store holds other values."""
@@ -34,7 +35,7 @@ def own_params(model: Callable[..., Any], posterior: Any) -> Values:
     live = {name: live_param(model, name) for name in guide.hyperparameters}
     changed = [
         name for name, value in guide.hyperparameters.items()
-        if (now := live[name]) is not None and not torch.equal(now.detach(), value.to(now))
+        if (now := live[name]) is not None and not _same(now.detach(), value.to(now))
     ]  # fmt: skip
     if changed and guide.path.kept and guide not in _TOLD:
         _TOLD.add(guide)
@@ -46,3 +47,9 @@ def own_params(model: Callable[..., Any], posterior: Any) -> Values:
         )
     missing = any(now is None for now in live.values())
     return dict(guide.hyperparameters) if changed or missing else {}
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal but for the way to the store's unconstrained value and back."""
+    close = settings.probe_rounding * torch.finfo(one.dtype).eps if one.is_floating_point() else 0.0
+    return one.shape == other.shape and torch.allclose(one, other, rtol=close, atol=0.0)

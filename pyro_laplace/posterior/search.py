@@ -81,10 +81,12 @@ class Search:
     curvature: Curvature
     jacobian: bool
     progress: bool
+    double: bool = False
+    """Whether sums are made in float64 throughout, and not only where a prior turns out to need it."""
 
-    def measured(self, theta: Theta, double: bool = False) -> PosteriorAt:
+    def measured(self, theta: Theta) -> PosteriorAt:
         """The sum over data at a point, and Lambda; in float64 throughout if asked to, or where that is needed."""
-        found = self._pass(theta, double=double)
+        found = self._pass(theta, double=self.double)
         try:
             return PosteriorAt(found.likelihood, found.prior, found.likelihood.posterior(found.prior))
         except NeedsDouble:

@@ -55,6 +55,11 @@ class Hyperparameters:
         """Those that are positive, and that a prior depends on and no likelihood term."""
         return tuple(name for name in self.values if not self.terms[name] and self._is_positive(name))
 
+    @property
+    def noises(self) -> tuple[str, ...]:
+        """Those that are positive, and that a likelihood term depends on."""
+        return tuple(name for name in self.values if self.terms[name] and self._is_positive(name))
+
     def reach(self, factor: float) -> Tensor:
         """How far each number may move if a positive one may by a factor; others, as far as they like."""
         parts = [

@@ -98,8 +98,10 @@ def search_for(
     try:
         at(start)
         if bool(line.any()):
-            _along_a_line(lambda t: -at(start + t * line).value, _reach(start, line, box), trials * 2 // 3)
-            tried.best = _nearest_of_the_best(tried)
+            try:
+                _along_a_line(lambda t: -at(start + t * line).value, _reach(start, line, box), trials * 2 // 3)
+            finally:
+                tried.best = _nearest_of_the_best(tried)
         for group in directions:
             _by_steps(tried, at, group)
     except _Spent:

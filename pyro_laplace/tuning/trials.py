@@ -91,6 +91,8 @@ class Trials:
                 step = route.at(Chunk(batch))
                 route = step.route
                 batches.append(_batch(program, batch, step.sites))
+        if not batches:
+            data.first()  # says what is wrong
         return Trials(surface, program, batches, objective, link)
 
     def score(self, values: Values) -> TrialScore:
@@ -146,6 +148,14 @@ def _batch(program: Program, batch: Batch, sites: Mapping[str, Linearized]) -> H
         raise InvalidData(f"the validation data hold no values of the observed sites {missing}: give them with inputs")
     observed = {name: run.observed[name].value for name in sites}
     counted = {name: datum_weight(run.observed[name], chunk) != 0 for name in sites}
+    bad = [
+        n for n, kept in counted.items() if not bool(run.observed[n].fn.log_prob(observed[n])[kept].isfinite().all())
+    ]
+    if bad:
+        raise InvalidData(
+            f"the validation data have values of the observed sites {bad} that are not finite, or outside the support: "
+            "leave them out, or mask them"
+        )
     return HeldOut(chunk, {name: KeptRows.of(site) for name, site in sites.items()}, observed, counted)
 
 

@@ -18,7 +18,7 @@ from pyro_laplace._progress import progress_bar
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.evidence.ascent import Box
 from pyro_laplace.evidence.checks import refuse_not_finite
-from pyro_laplace.evidence.rounds import Maximum, refits, under
+from pyro_laplace.evidence.rounds import Maximum, under
 from pyro_laplace.evidence.surface import Surface
 from pyro_laplace.likelihood.links import LINKS
 from pyro_laplace.mode.path import Path
@@ -26,14 +26,12 @@ from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.request import Begun, Request
 from pyro_laplace.posterior.search import PosteriorAt
 from pyro_laplace.posterior.subset import Subset
-from pyro_laplace.program.chunks import Chunk
-from pyro_laplace.program.program import Program
 from pyro_laplace.reading.hyperparameters import Hyperparameters, Names, require
 from pyro_laplace.scores import OBJECTIVES
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.options import Structure
 from pyro_laplace.structure.sum import NeedsDouble
-from pyro_laplace.tuning.held_out import split
+from pyro_laplace.tuning.held_out import refuse_what_does_not_run, rows_of, split
 from pyro_laplace.tuning.search import TrialScore, Tried, search_for
 from pyro_laplace.tuning.trials import Objective, Trials
 
@@ -81,8 +79,8 @@ def tune(
         jacobian: as `fit_laplace` takes it.
         link: of classes, as `LinearizedPredictive` takes it.
         refit: True lets the mode follow the prior, in the trials as far as the quadratic model goes, and finds it again
-            in the end; False leaves it where it is; "auto" does so for the programs that `maximize_evidence` refits.
-        trials: how many there are: half along a common factor of all prior scales, the rest around the best of these.
+            in the end; False leaves it where it is; "auto" follows in programs of at most `settings.small` coordinates.
+        trials: how many there are: two thirds along a common factor of all prior scales, the rest around the best.
         validation_share: of the data that are split off.
         seed: of the split.
         keep: whether the param store holds the new values afterwards; False leaves it as it was.
@@ -111,7 +109,8 @@ def tune(
     data, before = as_data(data), StoreState()
     try:
         if validation_data is None:
-            rest, held = split(data, validation_share, seed, _num_rows(model, data))
+            rest, held = split(data, validation_share, seed, rows_of(model, data))
+            refuse_what_does_not_run(model, rest)
             tuned = task.begun(rest, None).tuned(held)
             before.restore()
             all_data = task.begun(data, map_guide)
@@ -133,14 +132,6 @@ def tune(
     return guide
 
 
-def _num_rows(model: Callable[..., Any], data: Data) -> int:
-    """Length of the observed sites on the first batch."""
-    with undisturbed(), torch.no_grad():
-        program = Program.trace(model, data)
-        run = program.run(program.start, Chunk(data.first()))
-    return max((site.fn.batch_shape[0] for site in run.observed.values() if site.fn.batch_shape), default=0)
-
-
 @dataclass(frozen=True, eq=False)
 class _Task:
     """What is to be tuned, and how."""
@@ -156,7 +147,8 @@ class _Task:
         """The posterior at the mode, under the hyperparameters that the program has."""
         values = self.request.point(data, map_guide, self.hyperparameters)
         with undisturbed(), torch.no_grad():
-            begun = self.request.begin(data, values, "auto", map_guide is not None)
+            stays = map_guide is not None and self.refit is False
+            begun = self.request.begin(data, values, False if stays else "auto", map_guide is not None)
             refuse_not_finite(begun.posterior)
             found = begun.search.hyperparameters(self.hyperparameters)
             require(found, begun.search.loop.program)
@@ -175,14 +167,16 @@ class _Begun:
     @property
     def refits(self) -> bool:
         """Whether the mode follows the prior."""
-        return refits(self.begun.posterior, self.task.refit)
+        if self.task.refit == "auto":
+            return len(self.begun.posterior.theta) <= settings.small
+        return self.task.refit is True
 
     def tuned(self, held: Data) -> "_Tuned":
         """The hyperparameters of the best trial; by sums in float64 where the best priors need them."""
         found = self._tuned(held, self.begun.posterior)
         if found.is_near_coarse():
             with undisturbed(), torch.no_grad():
-                double = self.begun.search.measured(self.begun.posterior.theta, double=True)
+                double = replace(self.begun.search, double=True).measured(self.begun.posterior.theta)
             found = self._tuned(held, double)
         return found
 
@@ -259,15 +253,18 @@ class _Tuned:
         first, best = self.tried.scores[0].value, self.tried.scores[self.tried.best].value
         if progress:
             sign = -1 if isinstance(objective, str) and OBJECTIVES[objective].sign < 0 else 1
-            better = f"{sign * first:.4g} to {sign * best:.4g} on held-out data" if best > first else "no better than"
-            tqdm.write(f"tune: {_name_of(objective)} {better}, {len(self.tried.scores)} trials", file=sys.stderr)
+            better = f"{sign * first:.4g} to {sign * best:.4g}" if best > first else f"stays at {sign * first:.4g}"
+            tqdm.write(
+                f"tune: {_name_of(objective)} {better} on held-out data, {len(self.tried.scores)} trials",
+                file=sys.stderr,
+            )
         if self.tried.interrupted:
             warnings.warn(
                 f"tune was interrupted after {len(self.tried.scores)} trials: what is returned is the best so far",
                 LaplaceWarning,
                 stacklevel=3,
             )
-        place, close = self.tried.vector, settings.tune_close
+        place, close = self.tried.vector, settings.tune_short
         at_bound = (place <= self.box[0] + close) | (place >= self.box[1] - close)
         names = [name for name in self.found.names if bool(at_bound[self.found.numbers_of(name)].any())]
         if names:
@@ -288,9 +285,15 @@ def _directions(found: Hyperparameters, start: Tensor) -> tuple[Tensor, list[lis
         line[place] = 1.0
         module = found.sites[name][0].rpartition(".")[0] or name
         modules.setdefault(module, torch.zeros_like(start))[place] = 1.0
-    single = list(torch.eye(len(start), dtype=start.dtype).unbind())
+    first = [n for name in found.names if name not in found.scales for n in _range(found.numbers_of(name))]
+    eye = torch.eye(len(start), dtype=start.dtype)  # noise before the scales, of which there may be many
+    single = [eye[number] for number in [*first, *(n for n in range(len(start)) if n not in first)]]
     grouped = list(modules.values()) if 1 < len(modules) < len(start) else []
-    return line, [grouped, single]
+    return line, [[eye[number] for number in first], grouped, single]
+
+
+def _range(place: slice) -> range:
+    return range(place.start, place.stop)
 
 
 def _name_of(objective: Objective) -> str:

@@ -16,6 +16,8 @@ from pyro.distributions import constraints
 
 import pyro_laplace as pl
 
+pytestmark = pytest.mark.filterwarnings("ignore:the best values of")
+
 
 @pytest.fixture(autouse=True)
 def no_pyplot_figures(float64):

@@ -23,6 +23,11 @@ from pyro_laplace.tuning.held_out import split
 pytestmark = pytest.mark.usefixtures("float64")
 
 
+def lengths(data: Data) -> list[int]:
+    """Of each batch, of its first tensor."""
+    return [len(next(iter([*batch.args, *batch.kwargs.values()]))) for batch in data]
+
+
 def positive(name: str, value: float) -> Tensor:
     return pyro.param(name, torch.tensor(value), constraint=constraints.positive)
 
@@ -75,16 +80,17 @@ def kinds(x: Tensor, y: Tensor) -> dict[str, Any]:
 @pytest.mark.parametrize("name", kinds(*regression()))
 def test_both_parts_are_all_of_the_data(name, share):
     x, y = regression()
-    rest, held = split(as_data(kinds(x, y)[name]), share, 0, len(x))
+    rest, held = split(as_data(kinds(x, y)[name]), share, 0, lengths(as_data(kinds(x, y)[name])))
     both = torch.cat([rows(rest), rows(held)])
     both = both[both[:, 0].argsort()]
     assert torch.equal(both, torch.cat([x, y[:, None]], 1))  # so they are disjoint
-    assert len(rows(held)) == pytest.approx(share * 40, abs=4)
+    if name != "uneven":  # whole batches, some of them
+        assert len(rows(held)) == pytest.approx(share * 40, abs=4)
 
 
 def test_data_of_a_tensor_alone():
     y = torch.arange(30.0)
-    rest, held = split(as_data(y), 0.3, 0, 30)
+    rest, held = split(as_data(y), 0.3, 0, [30])
     parts = [torch.cat([each.args[0] for each in part]) for part in (rest, held)]
     assert torch.equal(torch.cat(parts).sort().values, y)
     assert len(parts[1]) == 9
@@ -95,7 +101,7 @@ def test_the_seed_chooses(name):
     x, y = regression()
     data = as_data(kinds(x, y)[name])
     state = torch.get_rng_state()
-    first, again, other = (rows(split(data, 0.2, seed, 40)[1]) for seed in (0, 0, 1))
+    first, again, other = (rows(split(data, 0.2, seed, lengths(data))[1]) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
@@ -104,7 +110,7 @@ def test_the_seed_chooses(name):
 def test_many_batches_are_held_out_whole():
     x, y = regression()
     batches = in_batches((x, y), [4] * 10)
-    rest, held = split(as_data(batches), 0.2, 0, 4)
+    rest, held = split(as_data(batches), 0.2, 0, lengths(as_data(batches)))
     assert [len(batch.args[0]) for batch in rest] == [4] * 8
     assert [len(batch.args[0]) for batch in held] == [4] * 2
 
@@ -112,7 +118,7 @@ def test_many_batches_are_held_out_whole():
 def test_what_has_no_rows_stays():
     x, y = regression()
     weights, number = torch.randn(3, 3), 7
-    rest, held = split(as_data({"x": x, "y": y, "weights": weights, "number": number}), 0.25, 0, 40)
+    rest, held = split(as_data({"x": x, "y": y, "weights": weights, "number": number}), 0.25, 0, [40])
     for part, count in ((rest, 30), (held, 10)):
         (batch,) = part
         assert len(batch.kwargs["x"]) == len(batch.kwargs["y"]) == count
@@ -122,7 +128,7 @@ def test_what_has_no_rows_stays():
 
 def test_rows_of_a_nested_argument():
     x, y = regression()
-    rest, held = split(as_data(({"x": x, "deep": [x]}, y)), 0.25, 0, 40)
+    rest, held = split(as_data(({"x": x, "deep": [x]}, y)), 0.25, 0, [40])
     for part in (rest, held):
         (batch,) = part
         first, targets = batch.args
@@ -203,8 +209,8 @@ def test_the_mode_is_found_of_the_rest_and_then_of_all(seen, name, refit):
 def test_trials_are_of_the_rest():
     """The closed form, of the rows that were not split off."""
     x, y = regression()
-    guide = pl.tune(linear, (x, y), refit=True, trials=12, seed=3, validation_share=0.25, progress=False)
-    rest, held = (next(iter(part)).args for part in split(as_data((x, y)), 0.25, 3, 40))
+    guide = pl.tune(linear, (x, y), refit=True, trials=8, seed=3, validation_share=0.25, progress=False)
+    rest, held = (next(iter(part)).args for part in split(as_data((x, y)), 0.25, 3, [40]))
     path = guide.path
     for std, noise, found in zip(path.values["std"], path.values["noise"], path.log_evidence, strict=True):
         precision = rest[0].T @ rest[0] / noise**2 + torch.eye(4) / std**2

@@ -20,7 +20,11 @@ from torch.testing import assert_close
 import pyro_laplace as pl
 from pyro_laplace.tuning.search import TrialScore, search_for
 
-pytestmark = pytest.mark.usefixtures("float64")
+# Short searches end where their grid does; what is said of bounds has a test of its own.
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.filterwarnings("ignore:the best values of .* lie at a bound"),
+]
 
 QUIET = {"progress": False, "on_not_a_mode": "ignore"}
 
@@ -154,22 +158,19 @@ CASES: dict[str, Made] = {
     "classes kron shared": (lambda: classifier(shared), {"structure": "kron", "objective": "brier"}),
     "classes kron by positions": (lambda: classifier(shared), {"structure": pl.Kron()}),
     "classes diag": (lambda: classifier(own), {"structure": "diag", "objective": "ece"}),
-    "classes low rank": (lambda: classifier(own), {"structure": pl.LowRank(40)}),
-    "classes mapping": (lambda: classifier(own), {"structure": MAPPING}),
+    "classes mapping": (lambda: classifier(own), {"structure": MAPPING, "subset": ["0.weight", "2.*"]}),
     "classes kron, draws": (lambda: classifier(own), {"structure": "kron", "link": "sample"}),
     "classes kron, bridge": (lambda: classifier(own), {"structure": "kron", "link": "bridge"}),
     "classes last layer": (lambda: classifier(own), {"structure": "kron", "subset": "last_layer"}),
-    "classes by name": (lambda: classifier(own), {"subset": ["0.weight", "2.bias"]}),
     "numbers full": (lambda: regressor(own), {}),
     "numbers full, crps": (lambda: regressor(own), {"objective": "crps"}),
     "numbers empirical": (lambda: regressor(own), {"curvature": "empirical_fisher"}),
     "numbers kron": (lambda: regressor(own), {"structure": "kron"}),
     "numbers last layer": (lambda: regressor(own), {"subset": "last_layer"}),
-    "images kron": (lambda: convolution(own), {"structure": "kron"}),
-    "images kron shared": (lambda: convolution(shared), {"structure": "kron", "objective": "brier"}),
+    "images kron": (lambda: convolution(shared), {"structure": "kron"}),
     "sequences kron": (lambda: convolution_regressor(own), {"structure": "kron", "objective": "crps"}),
-    "counts": (poisson, {}),
     "counts, crps": (poisson, {"objective": "crps"}),
+    "numbers low rank": (lambda: regressor(shared), {"structure": pl.LowRank(40)}),
     "noise of groups": (groups_of_noise, {}),
     "two sites": (two_sites, {}),
     "latent noise": (latent_noise, {}),
@@ -197,10 +198,9 @@ def score_at(model: Any, data: Any, held: Any, point: Any, options: dict[str, An
     return -float(value)
 
 
-IN_BATCHES = ("classes kron", "numbers full", "two sites")
+IN_BATCHES = ("classes kron", "two sites")
 
 
-@pytest.mark.filterwarnings("ignore:.*lie at a bound")
 @pytest.mark.parametrize(("name", "batches"), [(name, False) for name in CASES] + [(name, True) for name in IN_BATCHES])
 def test_a_trial_is_a_posterior_fitted_from_scratch(name, batches):
     make, options = CASES[name]
@@ -256,7 +256,6 @@ def test_trials_at_the_mode_of_each_prior_are_exact(structure):
     assert_close(found.variance, var, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:.*lie at a bound")
 def test_the_mode_is_found_again():
     model, data = classifier(own)
     train, held = halves(data, 24)
@@ -292,7 +291,6 @@ def score_of_result(guide: Any) -> float:
     return path.log_evidence[same.index(True)]
 
 
-@pytest.mark.filterwarnings("ignore:.*lie at a bound")
 @pytest.mark.parametrize(("objective", "trials"), [("log_lik", 1), ("log_lik", 5), ("brier", 13), ("ece", 30)])
 def test_the_best_of_any_number_of_trials(objective, trials):
     model, data = classifier(own)
@@ -408,7 +406,7 @@ def test_the_search_returns_the_best_on_the_line_however_few_trials(trials):
     assert len(values) <= trials
 
 
-@pytest.mark.parametrize("after", range(1, 9))
+@pytest.mark.parametrize("after", [1, 4, 14, 18])
 def test_an_interrupted_search_returns_the_best_on_the_line(after):
     calls = []
 
@@ -472,7 +470,6 @@ COSTS = {
 CUT = {"cut_bytes": 1, "cut_rows": 16}  # else few data are their own few rows
 
 
-@pytest.mark.filterwarnings("ignore:.*lie at a bound")
 @pytest.mark.parametrize("name", COSTS)
 def test_more_trials_take_no_more_passes(name):
     make, options = COSTS[name]
@@ -491,7 +488,6 @@ def test_more_trials_take_no_more_passes(name):
 
 
 @pytest.mark.parametrize("refit", [True, False])
-@pytest.mark.filterwarnings("ignore:.*lie at a bound")
 @pytest.mark.parametrize("name", COSTS)
 def test_no_trial_runs_the_program_on_the_training_rows(name, refit):
     make, options = COSTS[name]
@@ -539,7 +535,7 @@ def test_it_tells_a_loss_as_a_loss(capsys):
 def test_it_says_that_nothing_was_better(capsys):
     train, held = halves(regression(60), 40)
     guide = pl.tune(linear, train, held, trials=1)
-    told = re.search(r"tune: log_lik no better than (-?[\d.]+)", capsys.readouterr().err)
+    told = re.search(r"tune: log_lik stays at (-?[\d.]+)", capsys.readouterr().err)
     assert told is not None
     assert float(told[1]) == pytest.approx(guide.path.log_evidence[0], rel=1e-3)
 
@@ -581,7 +577,7 @@ def test_an_interrupt_leaves_the_best_so_far():
 
         with pytest.warns(pl.LaplaceWarning, match=f"interrupted after {after} trials.*best so far"):
             guide = pl.tune(linear, train, held, objective=objective, progress=False)
-            assert list(guide.path.log_evidence) == seen
+        assert list(guide.path.log_evidence) == seen
         assert score_of_result(guide) == pytest.approx(max(seen), abs=2 * pl.settings.tune_plateau)
         assert_close(store_values(), dict(guide.hyperparameters), rtol=1e-12, atol=0)
 
@@ -610,12 +606,12 @@ def test_keep(split):
     put(std=2.0, noise=3.0)
     pyro.param("unrelated", torch.tensor(3.0))
     before, free = store_values(), pyro.param("noise").unconstrained()
-    lost = pl.tune(linear, train, held, keep=False, progress=False)
+    lost = pl.tune(linear, train, held, keep=False, trials=6, progress=False)
     after = store_values()
     assert list(after) == list(before)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not lost.path.kept
-    kept = pl.tune(linear, train, held, progress=False)
+    kept = pl.tune(linear, train, held, trials=6, progress=False)
     assert kept.path.kept
     assert pyro.param("noise").unconstrained() is free
     for name in ("std", "noise"):
@@ -630,16 +626,16 @@ def test_keep(split):
 def test_without_keep_a_store_that_was_empty_is_empty(split):
     train, held = halves(regression(60), 40)
     held = None if split else held
-    pl.tune(linear, train, held, keep=False, progress=False)
+    pl.tune(linear, train, held, keep=False, trials=6, progress=False)
     assert not list(pyro.get_param_store().keys())
-    pl.tune(linear, train, held, progress=False)
+    pl.tune(linear, train, held, trials=6, progress=False)
     assert set(pyro.get_param_store().keys()) == {"std", "noise"}
 
 
 def test_the_random_state_is_left():
     train, held = halves(regression(60), 40)
     state = torch.get_rng_state()
-    pl.tune(linear, train, held, map_guide={"w": torch.zeros(6)}, progress=False)
+    pl.tune(linear, train, held, map_guide={"w": torch.zeros(6)}, trials=6, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -657,13 +653,13 @@ def test_params_are_written_where_they_are_read(param_mode):
 
     train, held = halves(regression(60), 40)
     model = Program()
-    lost = pl.tune(model, train, held, keep=False, progress=False)
+    lost = pl.tune(model, train, held, keep=False, trials=6, progress=False)
     assert (model.std.item(), model.noise.item()) == (pytest.approx(9.0), pytest.approx(4.0))
-    kept = pl.tune(model, train, held, progress=False)
+    kept = pl.tune(model, train, held, trials=6, progress=False)
     assert kept.hyperparameters["noise"].item() == pytest.approx(lost.hyperparameters["noise"].item(), rel=1e-10)
     assert model.noise.item() == pytest.approx(kept.hyperparameters["noise"].item(), rel=1e-12)
     assert model.std.item() == pytest.approx(kept.hyperparameters["std"].item(), rel=1e-12)
-    split = pl.tune(model, train, progress=False)
+    split = pl.tune(model, train, trials=6, progress=False)
     assert model.noise.item() == pytest.approx(split.hyperparameters["noise"].item(), rel=1e-12)
 
 
@@ -769,11 +765,10 @@ def test_validation_data_without_observed_values():
     assert not list(pyro.get_param_store().keys())
 
 
-@pytest.mark.parametrize("held", [[], (torch.zeros(0, 6), torch.zeros(0))], ids=["no batch", "no datum"])
-def test_no_validation_data(held):
+def test_no_validation_data():
     train, _ = halves(regression(60), 40)
-    with pytest.raises(pl.InvalidData):
-        pl.tune(linear, train, held, progress=False)
+    with pytest.raises(pl.InvalidData, match="no batch"):
+        pl.tune(linear, train, [], progress=False)
 
 
 class Broken(Exception):

@@ -79,6 +79,28 @@ def test_the_example_of_a_structure_runs(monkeypatch):
     assert names["predicted"].variance.min() > 0.3**2
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pyro_laplace.LaplaceWarning")  # those that the page speaks of
+def test_the_page_on_priors_runs_and_says_what_comes_out():
+    page = (DOCS / "choosing-priors.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "docs/choosing-priors.md", "exec"), names)
+    best, apart, relevant = names["best"], names["apart"], names["relevant"]
+    assert float(best.hyperparameters["std"]) == pytest.approx(0.18, abs=0.01)
+    assert best.log_evidence == pytest.approx(-286.7, abs=0.1)
+    assert apart.log_evidence == pytest.approx(best.log_evidence, abs=1e-3)
+    assert float(names["slope"]) < -8  # a std of 1 is too large
+    assert int((relevant.hyperparameters["stds"] < 0.01).sum()) == 4
+    assert relevant.log_evidence > best.log_evidence + 4
+    evidence = pl.log_evidence(names["relevance"], relevant, names["train"])
+    assert evidence.effective_dim < names["evidence"].effective_dim - 4
+    alone, around = names["alone"]["nll"], names["around"]["nll"]
+    assert around < alone + 0.02
+    misled = pl.LinearizedPredictive(names["classifier"], names["linearized"])
+    assert pl.scores(misled, names["unseen"])["nll"] > 2 * alone
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_file_that_is_named_exists(page):
     named = set(re.findall(r"`((?:tests/)?[a-z_]+/(?:[a-z_]+/)*(?:[a-z_]+\.py)?)`", page.read_text()))
