@@ -20,7 +20,7 @@ from pyro_laplace.data import Data, as_data
 from pyro_laplace.posterior import request
 from pyro_laplace.tuning.held_out import split
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.filterwarnings("ignore:the best values of")]
 
 
 def lengths(data: Data) -> list[int]:
