@@ -64,6 +64,7 @@ class LinearizedProgram:
 
     def __init__(self, model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture) -> None:
         self.model, self.guide = model, guide
+        self._built_at = guide.components[0] if isinstance(guide, LaplaceMixture) else guide
         self._program = Program(model, guide.latents, guide.observed, start=guide.theta)
         if (signature := signature_of(model)) is not None:
             self.__signature__ = signature
@@ -90,7 +91,7 @@ class LinearizedProgram:
 
     def _run(self, kept: ModulesKept, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | dict[str, Tensor]:
         prior = _PriorOnly(frozenset(self.guide.observed))
-        params = own_params(self.model, self.guide)
+        params = own_params(self.model, self._built_at)
         with ParamsHeld(params), prior:
             self.model(*args, **kwargs)
         refuse_changed_buffers(kept.changed())

@@ -62,7 +62,9 @@ def test_a_list_is_told_from_a_tuple():
 
 @pytest.mark.parametrize("options", [{"subset": "nothing"}, {"structure": "kron", "curvature": "hessian"}])
 def test_options_are_refused_before_anything_is_trained(options, monkeypatch):
-    monkeypatch.setattr("pyro_laplace.posterior.request.find_mode", lambda *args, **kwargs: pytest.fail("trained first"))
+    monkeypatch.setattr(
+        "pyro_laplace.posterior.request.find_mode", lambda *args, **kwargs: pytest.fail("trained first")
+    )
     with pytest.raises(pl.InvalidOption):
         pl.fit_laplace(regression, (Y, Y), progress=False, **options)
 
