@@ -56,12 +56,12 @@ def maximize_evidence(
         hyperparameters: "auto", those that the priors of random sites depend on and those that enter a distribution's
             dispersion and not its location; or names and globs of `pyro.param`s. Never a network's weights.
         method: "posthoc", after training.
-        refit: True finds the mode again under each new prior; False leaves it where it is; "auto" does so for programs
-            of at most `settings.small` coordinates, or whose coordinates times data are at most `settings.refit_work`,
-            and leaves a trained network where it stands; "linearized" leaves it too, and maximises the evidence of the
-            linearised program at that program's own mode (Antoran et al. 2022, "Adapting the linearised Laplace model
-            evidence for modern deep learning"), which networks with normalisation layers need: exact for Normal data,
-            by its quadratic model for others.
+        refit: True finds the mode of the random sites again under each new prior, the others held; False leaves it
+            where it is; "auto" does so for programs of at most `settings.small` coordinates, or whose coordinates
+            times data are at most `settings.refit_work`, and leaves a trained network where it stands; "linearized"
+            leaves it too, and maximises the evidence of the linearised program at that program's own mode (Antoran et
+            al. 2022, "Adapting the linearised Laplace model evidence for modern deep learning"), which networks with
+            normalisation layers need: exact for Normal data, by its quadratic model for others.
         keep: whether the param store holds the new values afterwards; False leaves it as it was.
         subset: as `fit_laplace` takes it. Hyperparameters of sites that are held are left out.
         structure: as `fit_laplace` takes it.

@@ -58,7 +58,7 @@ class Maximum:
             the posterior at that mode.
         """
         search = self.search.at(self.posterior.theta, values)
-        theta, stopped = search.mode(True, True)
+        theta, stopped = search.mode_again()
         search = search.at(theta, values)
         posterior = search.gauss_newton(search.measured(theta))
         moved = self.moved or not torch.equal(theta, self.posterior.theta)

@@ -177,6 +177,10 @@ class Search:
         where = coordinates_of(program.latents, constrained).to(theta.device)
         return self._minimised(theta, where) if must else (theta, None)
 
+    def mode_again(self) -> tuple[Theta, Stopped]:
+        """The mode of the random coordinates, from the program's start; the others stay."""
+        return self._minimised(self.loop.program.start, self.index)
+
     def gauss_newton(self, found: PosteriorAt) -> PosteriorAt:
         """Steps Lambda^-1 g with backtracking, until the decrement says that this is a mode."""
         for _ in range(settings.gauss_newton_steps):
