@@ -357,6 +357,22 @@ class StoreState:
                 if name in store and not torch.equal(store._params[name], value):
                     store._params[name].copy_(value)
 
+    @contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """A block that leaves the store as it was if it raises."""
+        try:
+            yield
+        except BaseException:
+            self.restore()
+            raise
+
+    def end(self, model: Any, values: Mapping[str, torch.Tensor], constraints: Mapping[str, Constraint]) -> None:
+        """Write values where the model reads them, new params with their constraints; of none, go back to what was."""
+        if not values:
+            self.restore()
+        for name, value in values.items():
+            write_param(model, name, value, constraints[name])
+
 
 def forget_gradients(names: Iterable[str]) -> None:
     """Take away what a training has left on params that it did not train."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pyro_laplace._compat.pyro import StoreState, undisturbed, write_param
+from pyro_laplace._compat.pyro import StoreState, undisturbed
 from pyro_laplace._errors import check_option
 from pyro_laplace.data import as_data
 from pyro_laplace.evidence.rounds import maximum
@@ -85,7 +85,7 @@ def maximize_evidence(
     check_option("on_not_a_mode", on_not_a_mode, ("warn", "raise", "ignore"))
     request = Request.of(model, subset, structure, curvature, jacobian, progress)
     data, before = as_data(data), StoreState()
-    try:
+    with before.restored_on_error():
         values = request.point(data, map_guide, hyperparameters)
         with undisturbed(), torch.no_grad():
             stays = map_guide is not None and refit in (False, "linearized")
@@ -93,14 +93,6 @@ def maximize_evidence(
             found = begun.search.hyperparameters(hyperparameters)
             require(found, begun.search.loop.program)
             guide = maximum(begun, found, refit).guide(on_not_a_mode, keep)
-    except BaseException:
-        before.restore()
-        raise
-    if not keep:
-        before.restore()
-    else:
-        for name, value in guide.hyperparameters.items():
-            if name in found.names:
-                write_param(model, name, value, found.constraints[name])
+    before.end(model, {name: guide.hyperparameters[name] for name in found.names if keep}, found.constraints)
     guide.fit_seconds = time.perf_counter() - start
     return guide

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_laplace._compat.pyro import StoreState, undisturbed, write_param
+from pyro_laplace._compat.pyro import StoreState, undisturbed
 from pyro_laplace._errors import InvalidOption, LaplaceWarning, check_option
 from pyro_laplace._progress import progress_bar
 from pyro_laplace.data import Data, as_data
@@ -107,7 +107,7 @@ def tune(
     request = Request.of(model, subset, structure, curvature, jacobian, progress)
     task = _Task(request, hyperparameters, objective, link, refit, trials)
     data, before = as_data(data), StoreState()
-    try:
+    with before.restored_on_error():
         if validation_data is None:
             rest, held = split(data, validation_share, seed, rows_of(model, data))
             refuse_what_does_not_run(model, rest)
@@ -119,14 +119,7 @@ def tune(
             tuned = all_data.tuned(as_data(validation_data))
             all_data = replace(all_data, begun=replace(all_data.begun, posterior=tuned.posterior))
         guide = all_data.guide(tuned, on_not_a_mode, keep)
-    except BaseException:
-        before.restore()
-        raise
-    if not keep:
-        before.restore()
-    else:
-        for name, value in tuned.values.items():
-            write_param(model, name, value, all_data.found.constraints[name])
+    before.end(model, tuned.values if keep else {}, all_data.found.constraints)
     tuned.tell(objective, progress)
     guide.fit_seconds = time.perf_counter() - start
     return guide
