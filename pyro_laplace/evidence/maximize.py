@@ -57,11 +57,12 @@ def maximize_evidence(
             dispersion and not its location; or names and globs of `pyro.param`s. Never a network's weights.
         method: "posthoc", after training.
         refit: True finds the mode of the random sites again under each new prior, the others held; False leaves it
-            where it is; "auto" does so for programs of at most `settings.small` coordinates, or whose coordinates
-            times data are at most `settings.refit_work`, and leaves a trained network where it stands; "linearized"
-            leaves it too, and maximises the evidence of the linearised program at that program's own mode (Antoran et
-            al. 2022, "Adapting the linearised Laplace model evidence for modern deep learning"), which networks with
-            normalisation layers need: exact for Normal data, by its quadratic model for others.
+            where it is; "auto" finds it again where no site is held and the program is small: at most `settings.small`
+            coordinates, or coordinates times data at most `settings.refit_work`. A trained network is left where it
+            stands, whole or its last layer; "linearized" leaves it too, and maximises the evidence of the linearised
+            program at that program's own mode (Antoran et al. 2022, "Adapting the linearised Laplace model evidence for
+            modern deep learning"), which networks with normalisation layers need: exact for Normal data, by its
+            quadratic model for others.
         keep: whether the param store holds the new values afterwards; False leaves it as it was.
         subset: as `fit_laplace` takes it. Hyperparameters of sites that are held are left out.
         structure: as `fit_laplace` takes it.
@@ -84,7 +85,7 @@ def maximize_evidence(
     check_option("keep", keep, (True, False))
     check_option("on_not_a_mode", on_not_a_mode, ("warn", "raise", "ignore"))
     request = Request.of(model, subset, structure, curvature, jacobian, progress)
-    data, before = as_data(data), StoreState()
+    refit, data, before = request.refit(refit), as_data(data), StoreState()
     with before.restored_on_error():
         values = request.point(data, map_guide, hyperparameters)
         with undisturbed(), torch.no_grad():

@@ -115,6 +115,10 @@ class Request:
         discard_params(fitted)
         return values
 
+    def refit(self, refit: bool | str) -> bool | str:
+        """Whether the mode follows a new prior; never unasked beside sites that are held, which were trained with it."""
+        return False if refit == "auto" and self.subset != "all" else refit
+
     def search(self, program: Program, data: Data) -> Search:
         """How the posterior is made; of a subnetwork, over all coordinates that it may lie in."""
         index = coordinates_of(program.latents, select(self.subset, program, data)).to(program.start.device)

@@ -79,7 +79,8 @@ def tune(
         jacobian: as `fit_laplace` takes it.
         link: of classes, as `LinearizedPredictive` takes it.
         refit: True lets the mode follow the prior, in the trials as far as the quadratic model goes, and finds it again
-            in the end; False leaves it where it is; "auto" follows in programs of at most `settings.small` coordinates.
+            in the end; False leaves it where it is; "auto" follows in programs of at most `settings.small` coordinates,
+            none of them held.
         trials: how many there are: two thirds along a common factor of all prior scales, the rest around the best.
         validation_share: of the data that are split off.
         seed: of the split.
@@ -105,7 +106,7 @@ def tune(
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise InvalidOption(f"trials={trials!r}: give a positive number")
     request = Request.of(model, subset, structure, curvature, jacobian, progress)
-    task = _Task(request, hyperparameters, objective, link, refit, trials)
+    task = _Task(request, hyperparameters, objective, link, request.refit(refit), trials)
     data, before = as_data(data), StoreState()
     with before.restored_on_error():
         if validation_data is None:

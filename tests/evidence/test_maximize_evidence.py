@@ -1,5 +1,6 @@
 """`maximize_evidence` against scikit-learn, dense marginal likelihoods maximised by scipy, and other starts."""
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -370,6 +371,21 @@ def test_the_mode_is_left():
     assert abs(pyro.param("std").unconstrained().grad.item()) < 1e-3
     with pytest.raises(pl.NotAMode):
         pl.maximize_evidence(model, data, weights, **options, on_not_a_mode="raise")
+
+
+@pytest.mark.parametrize("subset", ["all", "last_layer"])
+def test_auto_leaves_a_trained_last_layer(subset):
+    """Five weights are quick to refit; not so beside the features that they were trained with."""
+    x, y = regression(num_weights=2)
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    point = {name: value.detach() for name, value in net.named_parameters()}
+    model = pl.bayesianize(net, pl.nn.Isotropic(pl.nn.learned(1.0, name="std")), pl.nn.Regression(pl.nn.learned(1.0)))
+    options = {"subset": subset, "on_not_a_mode": "ignore", "progress": False}
+    for fit in (pl.maximize_evidence, functools.partial(pl.tune, validation_data=regression(20, 2, 1))):
+        pyro.clear_param_store()
+        median = fit(model, (x, y), map_guide=point, **options).median()
+        stayed = all(torch.equal(median[name], value) for name, value in point.items())
+        assert stayed == (subset == "last_layer")
 
 
 def test_the_mode_of_the_first_prior_is_left():
