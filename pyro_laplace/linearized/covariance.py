@@ -179,8 +179,11 @@ class FormShare(Share):
     def _single(self, products: list[Product]) -> Product | None:
         """The product, if its forms are worth their price: that of as many rows as the block has coordinates."""
         product = self.pushed.parts[0].of(products)
-        n, k = product.gradients.shape[:2]
-        if 2 * n * k < self.pushed.block.size or product.shared or product.gradients.requires_grad:
+        n, k, outputs = product.gradients.shape[0], product.gradients.shape[1], product.gradients.shape[-1]
+        # the columns of a whole Jacobian may be one product, of which the block has few coordinates
+        if 2 * n * k < self.pushed.block.size or n * outputs**2 > settings.pass_elements:
+            return None
+        if product.shared or product.gradients.requires_grad:
             return None
         return product
 

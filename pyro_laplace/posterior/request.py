@@ -116,7 +116,7 @@ class Request:
         return values
 
     def refit(self, refit: bool | str) -> bool | str:
-        """Whether the mode follows a new prior; never unasked beside sites that are held, which were trained with it."""
+        """Whether the mode follows a new prior; never unasked beside held sites, which were trained with it."""
         return False if refit == "auto" and self.subset != "all" else refit
 
     def search(self, program: Program, data: Data) -> Search:

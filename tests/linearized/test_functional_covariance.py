@@ -13,7 +13,7 @@ from pyro.nn.module import to_pyro_module_
 from torch import nn
 
 import pyro_laplace as pl
-from pyro_laplace.linearized import expansion, predictor, routes
+from pyro_laplace.linearized import covariance, expansion, predictor, routes
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -298,3 +298,25 @@ def test_shared_weights_are_not_pushed_through_the_block(structure, monkeypatch)
     variance = torch.pi / 8 * expected[0].diagonal(dim1=1, dim2=2)
     logits = dense.latent(x)["y"][0].detach() / (1 + variance).sqrt()
     torch.testing.assert_close(predictive(x)["y"].probs, logits.softmax(-1), **CLOSE)
+
+
+def test_forms_of_a_small_block_are_of_its_own_coordinates(monkeypatch):
+    """The Jacobian is one product of 302 outputs here, of which the block of b has two."""
+    monkeypatch.setattr(covariance.FormShare, "_covariance", None)
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([300]).to_event(1))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(torch.tanh(w).mean() * x + b.cumsum(0)[-1] * x, 1.0), obs=y)
+
+    x = torch.linspace(1.0, 2.0, 4)
+    point = {"w": torch.zeros(300), "b": torch.zeros(2)}
+    structure = {"w": "diag", "b": "full"}
+    guide = pl.fit_laplace(model, (x, x), point, structure=structure, on_not_a_mode="ignore", progress=False)
+    with pl.settings.using(pass_elements=100_000):
+        _, found = pl.LinearizedPredictive(model, guide).latent(x)["y"]
+    total = x.square().sum()
+    of_w = 1 / (1 + total / 300**2) / 300
+    of_b = torch.full((2,), 1.0) @ torch.linalg.solve(torch.eye(2) + total * torch.ones(2, 2), torch.ones(2))
+    torch.testing.assert_close(found.flatten(), x.square() * (of_w + of_b), **CLOSE)
