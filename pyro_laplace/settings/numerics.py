@@ -1,0 +1,74 @@
+"""Tolerances of curvature, and of rounding."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Numerics:
+    """Of curvature and rounding."""
+
+    mc_labels: int = 4
+    """Labels that ``curvature="mc_fisher"`` draws for each datum."""
+
+    fisher_labels: int = 100
+    """Least number of labels drawn for each datum where "ggn" has no closed form."""
+
+    fisher_draws: int = 2_000
+    """Least number of labels drawn for a site there: the sum of its scores' outer products is then off by 3% or so."""
+
+    support_values: int = 200
+    """Values up to which a support is enumerated there."""
+
+    oversampling: int = 20
+    """Columns of a low-rank sketch beyond its rank (Halko et al. 2011 advise 5 to 10; they cost little here)."""
+
+    outer_prior: float = 1e-5
+    """Relative difference up to which a weight's prior precision is the outer product that a Kronecker block needs."""
+
+    blamed_share: float = 0.05
+    """Share of a direction without a maximum from which on a site is named."""
+
+    kron_rounding: float = 0.01
+    """Rounding of a Kronecker curvature, in units of the prior precision, up to which the sites' dtype will do.
+
+    Beyond, directions that the data say nothing of would have a wrong variance, and the sums are made in float64.
+    """
+
+    dual_trace: float = 1e10
+    """Trace of ``ZZ'`` beyond which ``I + ZZ'`` is not factorised as it is: squares would lose the 1 that is added."""
+
+    dual_left: float = 1e-6
+    """Part of the prior variance that data leave, below which a difference does not tell it."""
+
+    rounding: float = 1e3
+    """Units of the dtype's eps up to which results that should agree may differ, after sums over thousands of terms."""
+
+    probe_rounding: float = 1e2
+    """The same of two products of a diagonal Hessian, which sum over nothing."""
+
+    outer_rounding: float = 4.0
+    """The same of a scale that is an outer product of two vectors: two multiplications and a division."""
+
+    same_run: float = 1e-6
+    """Relative difference of the log densities of two runs beyond which the program draws something on its own."""
+
+    row_check_step: float = 0.1
+    """Distance from the start, in unconstrained units, of the point where rows are run: at zero too much is equal."""
+
+    rows_apart: float = 1e-9
+    """Relative part of a row's gradient that other rows may seem to contribute, in float64, without a hint of it."""
+
+    rows_apart_single: float = 1e-4
+    """The same in float32."""
+
+    all_seen: float = 1e-13
+    """Part of a gradient, relative to its Cauchy-Schwarz bound, that captured uses may leave unexplained in float64."""
+
+    all_seen_single: float = 2e-6
+    """The same in float32."""
+
+    half_rounding: float = 1e-2
+    """Both of these in half precision."""
+
+    normalised: float = 1e-4
+    """Log of a sum of probabilities up to which logits count as normalised, and do not tell what the program wrote."""
