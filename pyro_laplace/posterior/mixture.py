@@ -71,6 +71,7 @@ class LaplaceMixture(AutoGuide):
         _check_components(components)
         first = components[0]
         super().__init__(first.model)
+        self.weighting = weights
         self._components = cast("Iterable[AutoLaplace]", torch.nn.ModuleList(components))
         self.latents: dict[str, Latent] = dict(first.latents)
         self.layout = {name: latent.slice for name, latent in self.latents.items()}
@@ -244,11 +245,11 @@ class LaplaceMixture(AutoGuide):
         return new
 
 
-def fit_mixture(fit: Callable[[Any], AutoLaplace], starts: Any, subset: Subset, weights: str | None) -> LaplaceMixture:
+def fit_mixture(fit: Callable[..., AutoLaplace], starts: Any, subset: Subset, weights: str | None) -> LaplaceMixture:
     """A Laplace posterior from each start, and their mixture.
 
     Args:
-        fit: gives the posterior from one start.
+        fit: gives the posterior from one start; it takes `curvature`.
         starts: list or tuple of mode guides or mappings.
         subset: of `fit_laplace`.
         weights: "evidence", "equal", or None for evidence.
@@ -268,16 +269,23 @@ def fit_mixture(fit: Callable[[Any], AutoLaplace], starts: Any, subset: Subset, 
             "subset=Subnetwork(size=...) chooses other coordinates at each mode, and a mixture needs the same: give "
             "Subnetwork(mask=...)"
         )
-    components = []
-    for number, map_guide in enumerate(starts):
-        try:
-            components.append(fit(map_guide))
-        except Exception as error:
-            error.add_note(f"raised for map_guide[{number}]")
-            raise
+    components = [_from_start(fit, number, map_guide) for number, map_guide in enumerate(starts)]
+    if len({each.curvature for each in components}) > 1:  # "auto" is one curvature, of all or of none
+        components = [
+            each if each.curvature == "ggn" else _from_start(fit, number, starts[number], curvature="ggn")
+            for number, each in enumerate(components)
+        ]
     mixture = LaplaceMixture(components, weights=weights or "evidence")
     mixture.fit_seconds = time.perf_counter() - start
     return mixture
+
+
+def _from_start(fit: Callable[..., AutoLaplace], number: int, map_guide: Any, **options: str) -> AutoLaplace:
+    try:
+        return fit(map_guide, **options)
+    except Exception as error:
+        error.add_note(f"raised for map_guide[{number}]")
+        raise
 
 
 def _point(model: Callable[..., Any], data: Data, map_guide: Any) -> AutoLaplace:

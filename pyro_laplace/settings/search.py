@@ -52,6 +52,16 @@ class ModeSearch:
     start_far: float = 20.0
     """Unconstrained coordinates beyond which a bounded or positive site does not start: exp(20) is 5e8."""
 
+    start_steep: float = 1e3
+    """Times by which minus the log joint falls on the way to half a start, beyond which it does not start there.
+
+    No polynomial of degree below ten falls so; an overflowing exponential does, and Newton's method walks it a unit a
+    step.
+    """
+
+    start_halvings: int = 60
+    """Halvings of a start, until it is feasible: 2**-60 of a prior scale of 1e18 is 1."""
+
     small_training_steps: int = 300
     """Most training steps of a small program: they lead to where Newton's method begins, which does the rest."""
 
@@ -78,3 +88,9 @@ class ModeSearch:
 
     collapse_rate: float = 0.1
     """Nats by which the log joint rises as the log of a collapsing scale falls by one."""
+
+    update_slope: float = 1e-8
+    """Squared Newton decrement per coordinate at which the steps of `update` end."""
+
+    update_halvings: int = 12
+    """Times that a Newton step of `update` is halved before it is given up."""

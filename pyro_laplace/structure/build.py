@@ -1,7 +1,7 @@
 """The one table of structures, and the pass over the data that fills their sums."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace._typing import State, Terms
+from pyro_laplace._typing import State, Terms, Theta
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.capture.run import CapturedRun, Verdicts
@@ -83,6 +83,19 @@ def check_combination(structure: Structure, curvature: Curvature) -> None:
             )
 
 
+def holds(structure: Structure, curvature: Curvature) -> bool:
+    """Whether a structure can hold a curvature.
+
+    Args:
+        structure: a structure, or a mapping of site globs to structures.
+        curvature: how the likelihood's curvature is measured.
+
+    Returns:
+        the answer.
+    """
+    return curvature.rooted or not any(_parts_have(structure, "needs_root"))
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """What one pass over the data gives: the likelihood's sum, and the prior where it was measured."""
@@ -151,7 +164,7 @@ class _Running:
         self.statistics: dict[str, TermStatistics] = {}
         self.gradient = torch.zeros(anchor.size, dtype=torch.float64, device=anchor.theta.device)
         self.verdicts: Verdicts = {}
-        self.direct = _parts(structure, anchor) is None and _all(structure, "takes_direct")
+        self.direct = _parts(structure, anchor) is None and all(_parts_have(structure, "takes_direct"))
 
     def take(self, program: Program, chunk: Chunk, curvature: Curvature, jacobian: bool) -> None:
         """Run the program on a chunk, and add what it says."""
@@ -160,7 +173,11 @@ class _Running:
             root = curvature.root(program, run.run, chunk, self.seen)
             if not self.sums:
                 self._plan(run, root, jacobian)
-            elements = settings.streamed_elements if _all(self.structure, "streams") else settings.together_elements
+            elements = (
+                settings.streamed_elements
+                if all(_parts_have(self.structure, "streams"))
+                else settings.together_elements
+            )
             for terms, columns in columns_of(run, root, self.anchor, self.direct, elements):
                 self.sums[terms].add(columns)
             for name, own in statistics_of(run).items():
@@ -214,6 +231,21 @@ def restore(state: State, anchor: Anchor, structure: Structure) -> LikelihoodSum
     )
 
 
+def moved(likelihood: LikelihoodSum, theta: Theta) -> LikelihoodSum:
+    """What a sum over data says at another point, as far as its quadratic model goes; it stays as it is.
+
+    Args:
+        likelihood: the sum.
+        theta: the point, whose coordinates that are not free are the anchor's.
+
+    Returns:
+        the same curvature, anchored there.
+    """
+    there = likelihood.at(theta)
+    again = restore(likelihood.state(), replace(likelihood.anchor, theta=theta), likelihood.structure)
+    return replace(again, gradient=there.gradient, statistics=likelihood.statistics_at(there.log_lik))
+
+
 def _written(option: type) -> str:
     """How an object with a structure's options is made, such as LowRank(rank, passes)."""
     return f"{option.__name__}({', '.join(inspect.signature(option).parameters)})"
@@ -255,6 +287,7 @@ def _type_of(option: object) -> type[Sum]:
     return found
 
 
-def _all(structure: Structure, attribute: str) -> bool:
+def _parts_have(structure: Structure, attribute: str) -> Iterator[bool]:
+    """Of each part of a structure, whether its sum has an attribute."""
     parts = structure.values() if isinstance(structure, Mapping) else [structure]
-    return all(getattr(_type_of(part), attribute) for part in parts)
+    return (getattr(_type_of(part), attribute) for part in parts)

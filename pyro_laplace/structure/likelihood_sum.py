@@ -137,6 +137,22 @@ class LikelihoodSum:
             double=self.double and other.double,
         )
 
+    def statistics_at(self, log_lik: float) -> dict[str, TermStatistics]:
+        """The statistics where the log likelihood is another one, by a quadratic model: of one term they are known.
+
+        Args:
+            log_lik: of all terms, in nats.
+
+        Returns:
+            by term; of several, the first has the difference, and none has residuals.
+        """
+        first, *others = self.statistics
+        rise = log_lik - self.log_lik
+        found = {name: replace(each, squares=None) for name, each in self.statistics.items()}
+        own = self.statistics[first]
+        squares = None if others or own.squares is None else own.squares - 2 * rise
+        return found | {first: TermStatistics(own.log_lik + rise, own.count, squares)}
+
     def under_noise(self, ratio: Tensor, power: int = 2) -> "LikelihoodSum":
         """The same under a homoscedastic Normal noise that is so many times as large, of a single term.
 
