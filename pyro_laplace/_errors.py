@@ -10,7 +10,7 @@ class UnsupportedProgram(LaplaceError, ValueError):
 
 
 class InvalidData(LaplaceError, TypeError):
-    """`data` is neither one batch nor a re-iterable of batches."""
+    """`data` is neither one batch nor a re-iterable of batches, or holds values that no density is of."""
 
 
 class InvalidOption(LaplaceError, ValueError):

@@ -13,7 +13,7 @@ import math
 from torch import Tensor
 
 from pyro_laplace.curvature.labels import draw_labels
-from pyro_laplace.curvature.root import FIRST, Draw, Information, Root, SiteRoot, link_of
+from pyro_laplace.curvature.root import FIRST, Draw, Information, Root, SiteRoot, link_of, of_data
 from pyro_laplace.curvature.scores import score_root
 from pyro_laplace.likelihood import Likelihood, check_informative, likelihood_of
 from pyro_laplace.program.chunks import Chunk
@@ -30,6 +30,7 @@ def root(program: Program, run: Run, chunk: Chunk, draw: Draw = FIRST) -> Root:
 
 def _root_of(site: Site, chunk: Chunk, draw: Draw) -> SiteRoot | None:
     """A site's root; None where its Fisher information is not known and it cannot be drawn from."""
+    site = of_data(site)
     likelihood = likelihood_of(site.fn)
     if likelihood is not None:
         return _exact(likelihood, site, chunk)

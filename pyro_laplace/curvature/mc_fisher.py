@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.curvature.labels import draw_labels
-from pyro_laplace.curvature.root import FIRST, Draw, Root
+from pyro_laplace.curvature.root import FIRST, Draw, Root, of_data
 from pyro_laplace.curvature.scores import score_root
 from pyro_laplace.likelihood import check_informative
 from pyro_laplace.program.chunks import Chunk
@@ -20,12 +20,8 @@ from pyro_laplace.settings import settings
 
 def root(program: Program, run: Run, chunk: Chunk, draw: Draw = FIRST) -> Root:
     """The root of every observed site, a row for each datum and label."""
-    sites = {
-        name: score_root(site, chunk, _labels(site, draw))
-        for name, site in run.observed.items()
-        if name not in program.derived
-    }
-    return Root(program, chunk, sites)
+    sites = {name: of_data(site) for name, site in run.observed.items() if name not in program.derived}
+    return Root(program, chunk, {name: score_root(site, chunk, _labels(site, draw)) for name, site in sites.items()})
 
 
 def _labels(site: Site, draw: Draw) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace.likelihood import Likelihood, require_likelihood
+from pyro_laplace.likelihood import Likelihood, of_totals, require_likelihood
 from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.observations import Place, refuse_outside_support
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Run, Site
 
@@ -82,9 +83,18 @@ class SiteRoot:
         """How many rows of the root each datum has: b times k of `by_datum`."""
         return self.vectors.shape[1 : self.vectors.dim() - 2 - self.joint].numel() * self.vectors.shape[-1]
 
+    @cached_property
+    def _silent(self) -> Tensor | None:
+        """The outputs that no row has a part of, some of which are not finite: the logits of masked classes are not."""
+        silent = (self.vectors == 0).all(-1)
+        return silent if bool(silent.any()) else None
+
     def whiten(self, site: Site) -> Tensor:
         """z = S'f `[*batch, k]`, of a run anywhere."""
-        products = torch.einsum("...ok,...o->...k", self.vectors, self.outputs(site).double())
+        outputs = self.outputs(site).double()
+        if self._silent is not None:
+            outputs = outputs.masked_fill(self._silent, 0.0)
+        products = torch.einsum("...ok,...o->...k", self.vectors, outputs)
         return products.sum(tuple(range(-1 - self.joint, -1))) if self.joint else products
 
     def by_datum(self, site: Site) -> tuple[Tensor, Tensor]:
@@ -182,7 +192,11 @@ class Curvature:
 
         Returns:
             the root.
+
+        Raises:
+            InvalidData: if an observed value is outside its distribution's support.
         """
+        refuse_outside_support(run, program.derived, Place(first, chunk.indices))
         if self.make is None:
             return None
         with undisturbed(rng=False), torch.no_grad():
@@ -192,3 +206,8 @@ class Curvature:
 def link_of(site: Site) -> Tensor:
     """The unconstrained parameters eta of a site's distribution."""
     return require_likelihood(site.name, site.fn).link()
+
+
+def of_data(site: Site) -> Site:
+    """A site with the distribution that its data are of: counts have the totals of the data, where these are given."""
+    return replace(site, fn=of_totals(site.fn, site.value)) if site.given else site

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat.pyro import mask_of, undisturbed
+from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data
@@ -17,12 +16,14 @@ from pyro_laplace.draws.arguments import tensor_arguments
 from pyro_laplace.draws.draws import PosteriorDraws
 from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_means, draw_observed
 from pyro_laplace.draws.vectorize import over_rows
+from pyro_laplace.likelihood import marginalises_nan
 from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.entries import counted_entries
+from pyro_laplace.program.observations import Place, refuse_outside_support
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Run, Site
 from pyro_laplace.settings import settings
-from pyro_laplace.unwrap import peel
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,12 @@ class View:
     @cached_property
     def observed(self) -> dict[str, Tensor]:
         """Values of the observed sites that the data hold."""
-        with undisturbed(), torch.no_grad():
-            runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.loop.chunks()]
-        given = [name for name, site in runs[0].items() if site.given]
-        joined = {name: _behind([run[name].value for run in runs]) for name in given}
-        return {name: value[0] for name, value in self._variables(_lifted(self._once(joined, lead=0))).items()}
+        return self._of_data(lambda site: site.value)
+
+    @cached_property
+    def entries(self) -> dict[str, Tensor]:
+        """Which entries of these count, `[*dims]`: the program does not mask them, and they are not missing."""
+        return self._of_data(_entries_of)
 
     @cached_property
     def constant(self) -> dict[str, Tensor]:
@@ -158,11 +160,9 @@ class View:
 
     @cached_property
     def counted(self) -> dict[str, Tensor]:
-        """Which data of each observed site the program does not mask, `[*batch dims]`."""
-        with undisturbed(), torch.no_grad():
-            runs = [self.plain.run(self.program.start, chunk).observed for chunk in self.loop.chunks()]
-        joined = {name: _behind([_unmasked(run[name]) for run in runs]) for name in runs[0]}
-        return {name: value[0] for name, value in self._variables(_lifted(self._once(joined, lead=0))).items()}
+        """Which data of each observed site have an entry that counts, `[*batch dims]`."""
+        dims = {name: len(self.batch_dims(name)) for name in self.entries}
+        return {n: e.flatten(dims[n]).any(-1) if e.dim() > dims[n] else e for n, e in self.entries.items()}
 
     @cached_property
     def plain(self) -> Program:
@@ -187,6 +187,24 @@ class View:
         for site in self.run.observed.values():
             sizes |= {frame.name: frame.size for frame in site.frames}
         return sizes | {name: size for name, (size, _) in self.program.own_indices.items()}
+
+    def _of_data(self, read: Callable[[Site], Tensor]) -> dict[str, Tensor]:
+        """What is read off the observed sites of which there are data, each datum once."""
+        parts = [{name: read(site) for name, site in run.items()} for run in self._data]
+        joined = {name: _behind([part[name] for part in parts]) for name in parts[0]}
+        return {name: value[0] for name, value in self._variables(_lifted(self._once(joined, lead=0))).items()}
+
+    @cached_property
+    def _data(self) -> list[dict[str, Site]]:
+        """The observed sites of which there are data, of each chunk."""
+        found, first = [], 0
+        with undisturbed(), torch.no_grad():
+            for chunk in self.loop.chunks():
+                run = self.plain.run(self.program.start, chunk)
+                refuse_outside_support(run, self.program.derived, Place(first, chunk.indices))
+                first += max((len(site.value) for site in run.observed.values() if site.value.dim()), default=1)
+                found.append({name: site for name, site in run.observed.items() if site.given})
+        return found
 
     def _plate_of(self, value: Tensor) -> str | None:
         """The plate along an argument's first axis, where there is no doubt."""
@@ -262,17 +280,11 @@ def map_rows(
     return over_rows(lambda row: fn(row["row"]), {"row": rows}, len(rows), step, what=what)
 
 
-def _unmasked(site: Site) -> Tensor:
-    """Whether any part of each datum counts, `[*batch_shape]`."""
-    batch = site.fn.batch_shape
-    counted = torch.ones(batch, dtype=torch.bool)
-    if site.mask is not None:
-        counted = counted & torch.as_tensor(site.mask).cpu()
-    for wrapper in peel(site.fn):
-        if isinstance(wrapper, dist.MaskedDistribution):
-            mask = torch.as_tensor(mask_of(wrapper)).cpu().expand(wrapper.batch_shape)
-            counted = counted & (mask.reshape(*batch, -1).any(-1) if len(wrapper.batch_shape) > len(batch) else mask)
-    return counted
+def _entries_of(site: Site) -> Tensor:
+    """Which entries of a site count, of the shape of its value."""
+    keep = counted_entries(site.fn, site.value, site.mask, site.own_scale)
+    keep = keep & ~site.value.isnan() if marginalises_nan(site.fn) else keep
+    return keep.long().sum_to_size(site.value.shape) > 0
 
 
 def _behind(parts: list[Tensor], dim: int = 0) -> Tensor:

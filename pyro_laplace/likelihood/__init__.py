@@ -17,6 +17,7 @@ from pyro_laplace.likelihood import (
     zero_inflated,
 )
 from pyro_laplace.likelihood.registry import FAMILIES, Family, family_of, register, requires_grad
+from pyro_laplace.likelihood.totals import of_totals
 from pyro_laplace.likelihood.unregistered import (
     ABSTRACT,
     EXACT_HESSIAN,
@@ -53,6 +54,7 @@ __all__ = [
     "marginalises_nan",
     "multivariate",
     "normal",
+    "of_totals",
     "positive",
     "register",
     "require_likelihood",

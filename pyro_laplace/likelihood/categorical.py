@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_laplace.likelihood.gaussian import GaussianEta
-from pyro_laplace.likelihood.links import laplace_bridge, probit
+from pyro_laplace.likelihood.links import log_laplace_bridge, probit
 from pyro_laplace.likelihood.registry import Family, register, requires_grad
 from pyro_laplace.likelihood.special import log_sigmoid_slope
+from pyro_laplace.likelihood.totals import MultinomialOfTotals
 
 
 def multinomial_root(logits: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class CategoricalFamily(Family):
         if link == "probit":
             return self.distribution(probit(eta.mean, eta.embed(eta.variance())), fn)
         covariance = eta.embed_covariance(eta.covariance())
-        return self.distribution(laplace_bridge(eta.mean, covariance, normalised=link == "bridge_norm").log(), fn)
+        return self.distribution(log_laplace_bridge(eta.mean, covariance, normalised=link == "bridge_norm"), fn)
 
     def log_classes(self, eta: Tensor) -> Tensor | None:
         """Of a softmax."""
@@ -107,12 +108,14 @@ class OneHotCategoricalFamily(CategoricalFamily):
 
 @register(torch.distributions.Multinomial)
 class MultinomialFamily(CategoricalFamily):
-    """Counts of a fixed number of draws: several classes, of which a mixture is more spread."""
+    """Counts of a number of draws, several classes, of which a mixture is more spread."""
 
     classes = False
 
     def distribution(self, eta: Tensor, fn: Any) -> Any:
         """Multinomial(total_count, logits=eta)."""
+        if isinstance(fn, MultinomialOfTotals):
+            return MultinomialOfTotals(fn.totals, eta)
         return dist.Multinomial(fn.total_count, logits=eta)
 
     def log_classes(self, eta: Tensor) -> None:
@@ -124,15 +127,20 @@ class MultinomialFamily(CategoricalFamily):
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """sqrt(n) `multinomial_root`, `[*batch, classes, classes - 1]`."""
-        return fn.total_count**0.5 * multinomial_root(eta)
+        return _totals(fn, eta).sqrt()[..., None, None] * multinomial_root(eta)
 
     def information_sum(self, eta: Tensor, fn: Any, weight: Tensor) -> Tensor:
-        """n (diag(sum w p) - sum w p p')."""
-        return fn.total_count * super().information_sum(eta, fn, weight)
+        """diag(sum w n p) - sum w n p p'."""
+        return super().information_sum(eta, fn, _totals(fn, eta) * weight)
 
     def information_diagonal(self, eta: Tensor, fn: Any) -> Tensor:
         """n p (1 - p)."""
-        return fn.total_count * super().information_diagonal(eta, fn)
+        return _totals(fn, eta).unsqueeze(-1) * super().information_diagonal(eta, fn)
+
+
+def _totals(fn: Any, eta: Tensor) -> Tensor:
+    """The number of draws of each datum `[*batch]`, or of all."""
+    return torch.as_tensor(fn.totals if isinstance(fn, MultinomialOfTotals) else fn.total_count).to(eta)
 
 
 @register(dist.OrderedLogistic)

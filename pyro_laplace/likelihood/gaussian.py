@@ -55,5 +55,6 @@ class GaussianEta:
         """Covariances `[..., kept, kept]` as those of all outputs `[..., outputs, outputs]`."""
         if len(self.kept) == self.outputs:
             return covariance
-        whole = covariance.new_zeros(*covariance.shape[:-2], self.outputs, self.outputs)
-        return whole.index_put((..., self.kept[:, None], self.kept), covariance)  # pyright: ignore
+        kept = self.kept.to(covariance.device)
+        rows = covariance.new_zeros(*covariance.shape[:-2], self.outputs, len(kept)).index_copy(-2, kept, covariance)
+        return covariance.new_zeros(*rows.shape[:-1], self.outputs).index_copy(-1, kept, rows)

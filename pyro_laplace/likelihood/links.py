@@ -20,16 +20,25 @@ def probit(mean: Tensor, variance: Tensor) -> Tensor:
         variance: v, of the same shape.
 
     Returns:
-        the moderated logits.
+        the moderated logits; minus infinity where f is, of a class that there is not, whatever its variance.
     """
-    return mean / (1 + math.pi / 8 * variance).sqrt()
+    there = ~mean.isneginf()
+    moderated = torch.where(there, mean, 0.0) / (1 + math.pi / 8 * torch.where(there, variance, 0.0)).sqrt()
+    return torch.where(there, moderated, mean)
 
 
 def laplace_bridge(mean: Tensor, covariance: Tensor, normalised: bool = False) -> Tensor:
-    """Class probabilities by the Laplace bridge (Hobbhahn et al. 2022, "Fast predictive uncertainty").
+    """Class probabilities by the Laplace bridge: the exponential of `log_laplace_bridge`."""
+    return log_laplace_bridge(mean, covariance, normalised).exp()
+
+
+def log_laplace_bridge(mean: Tensor, covariance: Tensor, normalised: bool = False) -> Tensor:
+    """Log class probabilities by the Laplace bridge (Hobbhahn et al. 2022, "Fast predictive uncertainty").
 
     The Gaussian, conditioned on logits that sum to zero, becomes the Dirichlet of the same mode and curvature in the
     softmax basis: ``alpha_k = (1 - 2/K + exp(f_k) / K^2 sum_l exp(-f_l)) / v_k``.
+
+    A class whose logit is minus infinity is none: K and the sums are of the others.
 
     Args:
         mean: f `[*batch, K]`.
@@ -38,23 +47,28 @@ def laplace_bridge(mean: Tensor, covariance: Tensor, normalised: bool = False) -
             for large variances.
 
     Returns:
-        the Dirichlet's mean `[*batch, K]`; the softmax of f where a variance is zero.
+        the log of the Dirichlet's mean `[*batch, K]`; of the softmax of f where a variance is zero; minus infinity of a
+        class that there is not.
     """
-    classes = mean.shape[-1]
+    there = ~mean.isneginf()
+    classes = there.sum(-1, keepdim=True).to(mean)
+    f = torch.where(there, mean, 0.0)
+    covariance = torch.where(there.unsqueeze(-1) & there.unsqueeze(-2), covariance, 0.0)
     rows, total = covariance.sum(-1), covariance.sum((-2, -1)).unsqueeze(-1)
     v = covariance.diagonal(dim1=-2, dim2=-1)
     fixed = total <= torch.finfo(mean.dtype).eps ** 0.75 * v.sum(-1, keepdim=True)  # a sum that is known is moved
+    total = torch.where(fixed, 1.0, total)
     scaled = torch.where(fixed, 0.0, rows / total)
-    f = mean - torch.where(fixed, 1 / classes, scaled) * mean.sum(-1, keepdim=True)
+    f = f - torch.where(fixed, 1 / classes, scaled) * f.sum(-1, keepdim=True)
     eps = torch.finfo(mean.dtype).eps
     size = covariance.abs().sum((-2, -1)).unsqueeze(-1)
     rounding = torch.where(fixed, 0.0, 8 * classes * eps * size / total) * v
     v = v - scaled * rows
-    certain = ~(v > rounding).all(-1, keepdim=True)
-    v = torch.where(certain, 1.0, v)
+    certain = ~((v > rounding) | ~there).all(-1, keepdim=True)
+    v = torch.where(certain | ~there, 1.0, v)
     if normalised:
-        scale = v.mean(-1, keepdim=True) / (classes / 2) ** 0.5
+        scale = torch.where(there, v, 0.0).sum(-1, keepdim=True) / classes / (classes / 2) ** 0.5
         f, v = f / scale.sqrt(), v / scale
-    share = f + (-f).logsumexp(-1, keepdim=True) - 2 * math.log(classes)
-    log_alpha = torch.logaddexp(f.new_tensor(1 - 2 / classes).log(), share) - v.log()
-    return torch.where(certain, mean.softmax(-1), log_alpha.softmax(-1))
+    share = f + torch.where(there, -f, -torch.inf).logsumexp(-1, keepdim=True) - 2 * classes.log()
+    log_alpha = torch.logaddexp((1 - 2 / classes).clamp(min=0.0).log(), share) - v.log()
+    return torch.where(certain, mean, torch.where(there, log_alpha, -torch.inf)).log_softmax(-1)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -37,8 +38,14 @@ def predictor(site: Site) -> Tensor:
     written = getattr(kept, _WRITTEN, None)
     found = unnormalised(kept) if written is None else (written, written.detach().logsumexp(-1))
     if found is None or bool(found[1].abs().max() < settings.normalised):
-        return eta - eta.mean(-1, keepdim=True)
+        return eta - _mean_of_classes(eta)
     return _expanded(found[0], eta)
+
+
+def _mean_of_classes(logits: Tensor) -> Tensor:
+    """The mean logit `[*batch, 1]` of the classes that there are: those of minus infinity are masked."""
+    there = ~logits.isneginf()
+    return torch.where(there, logits, 0.0).sum(-1, keepdim=True) / there.sum(-1, keepdim=True)
 
 
 def _expanded(written: Tensor, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.marginal import marginalise
 from pyro_laplace.program.module_state import modules_kept, refuse_changed_buffers
+from pyro_laplace.program.observations import Place, refuse_outside_support
 from pyro_laplace.program.run import Recorder, Run, Site, run_model
 from pyro_laplace.program.sites import Latent, pack, unpack
 from pyro_laplace.program.validate import (
     latent_layout,
     nesting_of,
+    refuse_local,
     refuse_missing,
     refuse_no_likelihood,
     refuse_outside,
@@ -84,6 +87,7 @@ class Program:
         Raises:
             UnsupportedProgram: if a construct has no Laplace approximation, naming the site and what to do, or if the
                 run changes buffers of the program's modules.
+            InvalidData: if an observed value of the first batch is outside its distribution's support.
         """
         with undisturbed() as before, modules_kept(model) as kept, torch.no_grad():
             first = data.first()
@@ -96,13 +100,16 @@ class Program:
             latents = latent_layout(run)
             refuse_surplus(run, values or {})
             refuse_outside(run)
+            derived = frozenset(name for name, site in run.observed.items() if site.value.requires_grad)
+            refuse_outside_support(run, derived, leaves=True)
             refuse_used_missing(run)
+            refuse_local(run, 1 if data.one_batch else sum(1 for _ in islice(data, 2)))
             theta = pack(latents, {name: site.value.detach() for name, site in run.latents.items()})
             program = Program(
                 model,
                 latents,
                 observed=tuple(run.observed),
-                derived=frozenset(name for name, site in run.observed.items() if site.value.requires_grad),
+                derived=derived,
                 hidden=frozenset({**run.discrete, **run.missing}),
                 nesting=nesting_of(run) if run.discrete else None,
                 computed=frozenset(run.computed),
@@ -218,10 +225,11 @@ class Program:
         return total
 
     def visit(self, data: Data) -> None:
-        """Run every batch once, which refuses one on which a latent site has another shape."""
+        """Run every batch once: refuse one on which a latent site has another shape, or data are outside a support."""
         with undisturbed(), torch.no_grad():
-            for chunk in self.chunks(data):
-                self.run(self.start, chunk)
+            for number, chunk in enumerate(self.chunks(data)):
+                place = Place(indices=chunk.indices, batch=None if data.one_batch else number)
+                refuse_outside_support(self.run(self.start, chunk), self.derived, place)
 
     def _reads_indices(self, theta: Theta, batch: Batch, run: Run) -> bool:
         """Whether the data that the model sees depend on the indices its subsampling plates draw."""

@@ -22,6 +22,7 @@ from pyro_laplace._compat.pyro import (
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace._typing import Values
 from pyro_laplace.data import Batch
+from pyro_laplace.program.entries import without_masked_nan
 from pyro_laplace.unwrap import parameter_of
 
 
@@ -286,26 +287,6 @@ def run_model(model: Callable[..., Any], batch: Batch, recorder: Recorder) -> Ru
 def is_enumerated(msg: Mapping[str, Any]) -> bool:
     """Whether a sample message asks for its site to be summed out: ``infer={"enumerate": "parallel"}``."""
     return (msg["infer"] or {}).get("enumerate") == "parallel" and msg["fn"].has_enumerate_support
-
-
-def without_masked_nan(value: Tensor, mask: Any, fn: Any) -> Tensor:
-    """Data whose masked NaNs are replaced by a value that was observed: the gradient of a NaN is one, masked or not.
-
-    Args:
-        value: of an observed site.
-        mask: of `poutine.mask`.
-        fn: the site's distribution.
-
-    Returns:
-        the data, the same where nothing is to be replaced.
-    """
-    if not isinstance(mask, Tensor) or not value.is_floating_point() or not bool((bad := value.isnan()).any()):
-        return value
-    event_dims = len(fn.event_shape)
-    keep = mask.expand(value.shape[: value.dim() - event_dims])
-    seen = value[keep & ~bad.flatten(keep.dim()).any(-1)] if event_dims else value[keep & ~bad]
-    keep = keep.reshape(keep.shape + (1,) * event_dims)
-    return torch.where(keep, value, seen[0] if len(seen) else torch.zeros_like(value))
 
 
 def _without_enumerated(fn: Any, nesting: int, value: Tensor) -> torch.Size:

@@ -195,6 +195,31 @@ def refuse_used_missing(run: Run) -> None:
             )
 
 
+def refuse_local(run: Run, batches: int) -> None:
+    """Refuse a latent site with a value for each datum, where the data come in several batches.
+
+    Args:
+        run: the program's run on the first batch.
+        batches: how many there are, if not more than two.
+
+    Raises:
+        UnsupportedProgram: naming the site and its plates.
+    """
+    if batches < 2:
+        return
+    plates = {name: {frame.name for frame in site.frames} for name, site in run.observed.items() if site.frames}
+    for name, site in run.latents.items():
+        own = {frame.name for frame in site.frames}
+        inside = next((observed for observed, around in plates.items() if around <= own), None)
+        if inside is not None:
+            raise UnsupportedProgram(
+                f"latent site {name!r} has a value for each datum of {inside!r} (both are inside the plates "
+                f"{sorted(own)}), and the data come in several batches, of which each would share these values with "
+                "the others. Give all data as one batch, a tuple of whole tensors; if they are the same ones in each "
+                f"batch (groups that are measured again and again), put {inside!r} into one more plate"
+            )
+
+
 def refuse_shared_discrete(run: Run, one_batch: bool) -> None:
     """Refuse an enumerated site that data in different batches share.
 

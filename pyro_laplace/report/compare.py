@@ -51,7 +51,8 @@ def compare(
 
         - `elpd_loo`, `elpd_se`: expected log predictive density by PSIS-LOO, summed over data, and its standard error;
           NaN below 30 draws, a point estimate among them: no leave-one-out posterior can be had from so few.
-        - `pareto_k_max`, `pareto_k_bad`: the largest Pareto k, and the share of data where it exceeds 0.7.
+        - `pareto_k_max`, `pareto_k_bad`: the largest Pareto k, and the share of data where it exceeds 0.7. A datum
+          that has one likelihood under all draws has the k of minus infinity.
         - `test_lpd`: log of the mean density over draws, mean over held-out data.
         - `rmse` (of the predictive mean) for numbers, `accuracy` for classes; one column a site if there are several.
         - `coverage_90`: share of held-out numbers within their central 90% predictive interval.
@@ -59,7 +60,7 @@ def compare(
 
     Raises:
         InvalidOption: for an option's unknown value, or a posterior that cannot be drawn from.
-        InvalidData: if data cannot be iterated anew.
+        InvalidData: if data cannot be iterated anew, or hold values outside their distribution's support.
         UnsupportedProgram: if the program cannot be traced, or a posterior lacks one of its sites.
     """
     if not isinstance(posteriors, Mapping) or not posteriors:
@@ -82,23 +83,64 @@ def compare(
 
 
 def _leave_one_out(view: View, draws: PosteriorDraws) -> dict[str, float]:
+    pointwise = _pointwise(view, draws)
+    telling = pointwise if bool((pointwise != pointwise[0]).any()) else _draws_as_rows(draws)
+    if len(telling.unique(dim=0)) < settings.fewest_draws:  # an ensemble repeats its points
+        return dict.fromkeys(("elpd_loo", "elpd_se", "pareto_k_max", "pareto_k_bad"), math.nan)
+    elpd, k = _by_datum(pointwise, view, draws)
+    return {
+        "elpd_loo": float(elpd.sum()),
+        "elpd_se": float((len(elpd) * elpd.var(ddof=1)) ** 0.5) if len(elpd) > 1 else math.nan,
+        "pareto_k_max": float(np.fmax.reduce(k)),
+        "pareto_k_bad": float((~(k <= settings.bad_k)).mean()),
+    }
+
+
+def _by_datum(pointwise: Tensor, view: View, draws: PosteriorDraws) -> tuple[np.ndarray, np.ndarray]:
+    """The log density of each datum without itself, by PSIS, and its Pareto k.
+
+    Weights whose tail is one value need no smoothing, and have no k: it is minus infinity.
+
+    Returns:
+        both [data].
+    """
     from arviz_stats.loo import loo  # takes a second to load
 
-    columns = ("elpd_loo", "elpd_se", "pareto_k_max", "pareto_k_bad")
-    pointwise = _pointwise(view, draws)
-    if len(pointwise.unique(dim=0)) < settings.fewest_draws:  # an ensemble repeats its points
-        return dict.fromkeys(columns, math.nan)
-    log_lik = draws.by_chain(pointwise).double().cpu().numpy()
     posterior = {name: draws.by_chain(value).cpu().numpy() for name, value in view.latents(draws.values).items()}
+    elpd = math.log(len(pointwise)) - (-pointwise.double()).logsumexp(0).cpu().numpy()
+    k = np.full_like(elpd, -math.inf)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")  # it is a column
         warnings.filterwarnings("ignore", message="The point-wise LOO is the same")
         warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
-        tree = from_dict({"posterior": posterior, "log_likelihood": {"log_lik": log_lik}})
-        result: Any = loo(tree, pointwise=True, reff=1.0 if draws.independent else _relative_efficiency(tree))
-    k = result.pareto_k.values
-    values = (result.elpd, result.se, np.fmax.reduce(k, axis=None), (~(k <= settings.bad_k)).mean())
-    return dict(zip(columns, map(float, values), strict=True))
+        reff = 1.0 if draws.independent else _relative_efficiency(from_dict({"posterior": posterior}))
+        smoothed = _varies(pointwise, reff).cpu().numpy()
+        if smoothed.any():
+            log_lik = draws.by_chain(pointwise).double().cpu().numpy()[..., smoothed]
+            tree = from_dict({"posterior": posterior, "log_likelihood": {"log_lik": log_lik}})
+            result: Any = loo(tree, pointwise=True, reff=reff)
+            elpd[smoothed], k[smoothed] = result.elpd_i.values.reshape(-1), result.pareto_k.values.reshape(-1)
+    return elpd, k
+
+
+def _varies(pointwise: Tensor, reff: float = 1.0) -> Tensor:
+    """Which data [data] have a tail of importance weights 1 / p(y | theta) that is not one value but for rounding.
+
+    It is ``min(S / 5, 3 sqrt(S / reff))`` of S draws (Vehtari et al. 2024, "Pareto smoothed importance sampling").
+
+    Returns:
+        bool [data].
+    """
+    count = len(pointwise)
+    tail = max(1, int(min(count / 5, 3 * (count / reff) ** 0.5)))
+    lowest = pointwise.topk(tail, dim=0, largest=False).values
+    close = settings.rounding * torch.finfo(pointwise.dtype).eps * lowest[0].abs().clamp(min=1.0)
+    return lowest[-1] - lowest[0] > close
+
+
+def _draws_as_rows(draws: PosteriorDraws) -> Tensor:
+    """The draws, a row each."""
+    return torch.cat([value.reshape(len(draws), -1) for value in draws.values.values()], 1)
 
 
 def _relative_efficiency(tree: Any) -> float:
@@ -115,15 +157,14 @@ def _held_out(view: View, draws: PosteriorDraws, num_samples: int) -> dict[str, 
     expected = {name: value.mean(0) for name, value in view.expected(draws.values).items()}
     for name, observed in view.observed.items():
         of = f" ({name})" if len(view.observed) > 1 else ""
-        kept = view.counted[name].reshape(-1)
-        outcome = Outcome.of(view.run.observed[name].fn)
+        entries, outcome = view.entries[name], Outcome.of(view.run.observed[name].fn)
         if outcome.is_class:
             hits = outcome.hits(expected[name], observed)
-            scores[f"accuracy{of}"] = float(hits.reshape(len(kept), -1)[kept].double().mean())
+            kept = entries.flatten(hits.dim()).any(-1) if entries.dim() > hits.dim() else entries
+            scores[f"accuracy{of}"] = float(hits.expand(kept.shape)[kept].double().mean())
             continue
-        truth = observed.reshape(len(kept), -1)[kept].double()
-        drawn = replicated[name].reshape(len(replicated[name]), len(kept), -1)[:, kept].double()
-        mean = expected[name].reshape(len(kept), -1)[kept].double() if name in expected else drawn.mean(0)
+        truth, drawn = observed[entries].double(), replicated[name].expand(-1, *entries.shape)[:, entries].double()
+        mean = expected[name].expand(entries.shape)[entries].double() if name in expected else drawn.mean(0)
         scores[f"rmse{of}"] = float((mean - truth).square().mean().sqrt())
         scores[f"coverage_90{of}"] = _share_within(drawn, truth)
     return scores
@@ -131,9 +172,10 @@ def _held_out(view: View, draws: PosteriorDraws, num_samples: int) -> dict[str, 
 
 def _pointwise(view: View, draws: PosteriorDraws) -> Tensor:
     """Log likelihood per datum [draws, data], masked data left out: sites that share their axes describe one datum."""
+    known = view.counted  # first, as it refuses data that have no density
     log_lik = {name: value.flatten(1) for name, value in view.log_lik(draws.values).items()}
     everything = {name: torch.ones(value.shape[1], dtype=torch.bool) for name, value in log_lik.items()}
-    counted = everything | {name: value.reshape(-1) for name, value in view.counted.items()}
+    counted = everything | {name: value.reshape(-1) for name, value in known.items()}
     axes = {tuple(view.batch_dims(name)) for name in log_lik}
     if len(axes) == 1 and len({value.shape for value in log_lik.values()}) == 1:
         kept = torch.stack(list(counted.values())).any(0)

@@ -69,13 +69,14 @@ def to_datatree(
 
     Raises:
         InvalidOption: for an option's unknown value, or a posterior that is none of the above.
-        InvalidData: if `data` cannot be iterated anew.
+        InvalidData: if `data` cannot be iterated anew, or hold values outside their distribution's support.
         UnsupportedProgram: if the program cannot be traced, or the posterior lacks one of its sites.
     """
     data = as_data(data)
     draws = draws_of(posterior, data, num_samples)
     predictive = predictive_model(model, posterior, data, linearized)
     view = View.of(predictive, data, draws, progress)
+    observed = view.observed  # first, as it refuses data that have no density
     groups = {
         "posterior": {**view.latents(draws.values), **view.deterministic(draws.values)},
         "log_likelihood": view.log_lik(draws.values),
@@ -87,7 +88,7 @@ def to_datatree(
         groups["sample_stats"]["lp_approx"] = draws.by_chain(draws.log_q)
     if num_prior_samples:
         groups |= _prior_groups(predictive, view, data, num_prior_samples)
-    groups["observed_data"] = view.observed
+    groups["observed_data"] = observed
     groups["constant_data"] = view.constant
     groups = {group: values for group, values in groups.items() if values}
     return from_dict(

@@ -21,6 +21,7 @@ from pyro_laplace.linearized.predictor import LinearizedPredictive
 from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.module_state import modules_kept
+from pyro_laplace.program.observations import refuse_outside_support
 from pyro_laplace.program.program import Program, datum_weight
 from pyro_laplace.program.run import Recorder, Run, Site, run_model
 from pyro_laplace.scores.formulas import brier_scores, calibration_error, fair_crps, roc_area, within_quantiles
@@ -78,7 +79,7 @@ def scores(predictive: Any, data: Any, *, num_samples: int = 1000, num_bins: int
 
     Raises:
         InvalidOption: if `predictive` is something else, has no draws, or an option has a value that it cannot have.
-        InvalidData: if data cannot be iterated anew, or lack a site's observed values, naming it.
+        InvalidData: if data cannot be iterated anew, lack a site's values, or hold some outside its support.
         UnsupportedProgram: if the program cannot be traced, or the posterior lacks one of its sites.
     """
     _check_whole("num_samples", num_samples, 2)
@@ -118,7 +119,7 @@ def predictions_of(predictive: LinearizedPredictive, batch: Batch) -> dict[str, 
         site name to its prediction.
 
     Raises:
-        InvalidData: naming a site without observed values.
+        InvalidData: naming a site without observed values, or with some outside its support.
     """
     guide = predictive.guide
     params = own_params(predictive.model, guide)
@@ -127,8 +128,10 @@ def predictions_of(predictive: LinearizedPredictive, batch: Batch) -> dict[str, 
     with undisturbed(), modules_kept(predictive.model), torch.enable_grad():
         run = program.run(guide.theta.clone().requires_grad_(), chunk)
     _refuse_without_data([name for name, site in run.observed.items() if not site.given])
+    derived = {name for name, site in run.observed.items() if site.value.requires_grad}  # a prior
+    refuse_outside_support(run, derived)
     found = predictive(*batch.args, **batch.kwargs)
-    data = {name: site for name, site in run.observed.items() if not site.value.requires_grad}  # else a prior
+    data = {name: site for name, site in run.observed.items() if name not in derived}
     return {name: Prediction(found[name], site.value, _counted(site, chunk)) for name, site in data.items()}
 
 
@@ -169,6 +172,7 @@ def _marks_of_draws(predictive: pyro.infer.Predictive, data: Data, num_samples: 
     for chunk in view.loop.chunks():
         run = program.run(program.start, chunk)
         _refuse_without_data([name for name, site in run.observed.items() if not site.given])
+        refuse_outside_support(run, program.derived)
         sites = {name: site for name, site in run.observed.items() if name not in program.derived}
         predictions = {n: Prediction(site.fn, site.value, _counted(site, chunk)) for n, site in sites.items()}
         if draws.is_point and sites.keys() == _densities(program, run).keys():
