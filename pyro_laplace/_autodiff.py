@@ -1,5 +1,6 @@
 """Dense Jacobians and Hessians of functions of theta, by `torch.func`, in chunks of bounded memory."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,13 @@ def unit_rows(start: int, stop: int, size: int, like: Tensor) -> Tensor:
     basis = torch.zeros(stop - start, size, dtype=like.dtype, device=like.device)
     basis[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
     return basis
+
+
+def vmapped(fn: Callable[[Tensor], Any], rows: Tensor) -> Any:
+    """fn of each row at once, without torch's notes on how fast that is, which are no user's to mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        return torch.func.vmap(fn)(rows)
 
 
 def jvp(fn: Callable[[Tensor], Any], theta: Theta, tangent: Theta) -> tuple[Any, Any]:
@@ -95,13 +103,13 @@ def column_blocks(fn: Callable[[Tensor], Tensor], theta: Theta) -> Iterator[tupl
     """
     value, push = pusher(fn, theta)
     for start, stop in _chunks(theta.numel(), 8 * max(value.numel(), theta.numel())):
-        yield slice(start, stop), torch.func.vmap(push)(unit_rows(start, stop, theta.numel(), theta))
+        yield slice(start, stop), vmapped(push, unit_rows(start, stop, theta.numel(), theta))
 
 
 def _pull_rows(pull: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """`pull` of each row, at once where its operations can be vectorised."""
     try:
-        return torch.func.vmap(pull)(rows)
+        return vmapped(pull, rows)
     except RuntimeError:  # an error of another kind comes again below
         return torch.stack([pull(row) for row in rows])
 

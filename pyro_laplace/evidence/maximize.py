@@ -34,7 +34,7 @@ def maximize_evidence(
     keep: bool = True,
     subset: Subset = "all",
     structure: Structure = "full",
-    curvature: str = "ggn",
+    curvature: str = "auto",
     jacobian: bool = True,
     on_not_a_mode: str = "warn",
     progress: bool = True,

@@ -12,7 +12,9 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace.data import as_data
+from pyro_laplace.posterior.expected import tell_of_expected
 from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.mass import tell_of_far_mass
 from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
 from pyro_laplace.posterior.mode_check import report
 from pyro_laplace.posterior.request import Request
@@ -28,7 +30,7 @@ def fit_laplace(
     *,
     subset: Subset = "all",
     structure: Structure = "full",
-    curvature: str = "ggn",
+    curvature: str = "auto",
     jacobian: bool = True,
     polish: bool | str = "auto",
     on_not_a_mode: str = "warn",
@@ -45,7 +47,7 @@ def fit_laplace(
     *,
     subset: Subset = "all",
     structure: Structure = "full",
-    curvature: str = "ggn",
+    curvature: str = "auto",
     jacobian: bool = True,
     polish: bool | str = "auto",
     on_not_a_mode: str = "warn",
@@ -61,7 +63,7 @@ def fit_laplace(
     *,
     subset: Subset = "all",
     structure: Structure = "full",
-    curvature: str = "ggn",
+    curvature: str = "auto",
     jacobian: bool = True,
     polish: bool | str = "auto",
     on_not_a_mode: str = "warn",
@@ -86,7 +88,9 @@ def fit_laplace(
             that several positions share; "diag"; `LowRank(rank)` (a diagonal prior and the likelihood's leading
             eigenpairs); or a mapping of site globs to these, in which the first match wins, every random site is
             matched, and the curvature between its groups is dropped.
-        curvature: of the log likelihood: "ggn" (Fisher information of the data's distribution: in closed form where
+        curvature: of the log likelihood: "auto" (the observed information, the exact Hessian, of a program of at most
+            `settings.small` coordinates that is no network, where it is positive definite; else "ggn"; the posterior's
+            `curvature` says which), "ggn" (Fisher information of the data's distribution: in closed form where
             there is one, by enumeration of a small support, or else by Monte Carlo, with labels that are the same at
             every call on the same data; what cannot be drawn from, and a `pyro.factor`, has its exact Hessian),
             "mc_fisher" (the Fisher information's unbiased estimate from four labels drawn for each datum, of any
@@ -127,6 +131,10 @@ def fit_laplace(
         begun = request.begin(data, values, polish, given)
         mode = begun.posterior.judged(begun.moved, begun.stopped)
         report(mode, on_not_a_mode, LONGER if given else "give a map_guide trained longer")
+        if mode.is_mode:
+            tell_of_expected(begun.search, begun.posterior, curvature, begun.statistical)
+            if begun.statistical and structure == "full":
+                tell_of_far_mass(begun.search, begun.posterior)
         guide = begun.search.guide(begun.posterior, mode, begun.search.hyperparameters().values)
     guide.fit_seconds = time.perf_counter() - start
     return guide

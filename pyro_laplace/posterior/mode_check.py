@@ -44,12 +44,17 @@ def report(mode: Mode, on_not_a_mode: str, remedy: str) -> None:
     """
     if mode.is_mode or on_not_a_mode == "ignore":
         return
-    why = "" if mode.stopped is None else f"The search for it stopped because {mode.stopped}. "
-    message = (
-        f"this point is not a mode: Newton decrement {mode.decrement:.3g} (its distance to the mode in posterior "
-        f"standard deviations; {mode.allowed:.3g} is allowed for {mode.num_random} coordinates), gradient norm "
-        f"{mode.gradient_norm:.3g}. {why}To mend it, {remedy}. on_not_a_mode='ignore' accepts it as it is"
-    )
+    message = _too_far(mode, remedy) if mode.rises is None else mode.rises
+    message += ". on_not_a_mode='ignore' accepts it as it is"
     if on_not_a_mode == "raise":
         raise NotAMode(message)
     warnings.warn(message, NotAModeWarning, stacklevel=3)
+
+
+def _too_far(mode: Mode, remedy: str) -> str:
+    why = "" if mode.stopped is None else f"The search for it stopped because {mode.stopped}. "
+    return (
+        f"this point is not a mode: Newton decrement {mode.decrement:.3g} (its distance to the mode in posterior "
+        f"standard deviations; {mode.allowed:.3g} is allowed for {mode.num_random} coordinates), gradient norm "
+        f"{mode.gradient_norm:.3g}. {why}To mend it, {remedy}"
+    )

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace._errors import InvalidData, check_option
-from pyro_laplace._typing import Values
+from pyro_laplace._errors import IndefiniteCurvature, check_option
+from pyro_laplace._typing import Theta, Values
 from pyro_laplace.capture.loop import Loop
+from pyro_laplace.curvature.network import is_network
 from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import Data
@@ -18,11 +19,11 @@ from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.reached import Stopped
 from pyro_laplace.posterior.search import PosteriorAt, Search
 from pyro_laplace.posterior.subset import Subnetwork, Subset, select
-from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import coordinates_of
 from pyro_laplace.reading.hyperparameters import Names, require
-from pyro_laplace.structure.build import check_combination, check_structure
+from pyro_laplace.settings import settings
+from pyro_laplace.structure.build import check_combination, check_structure, holds
 from pyro_laplace.structure.options import Structure
 
 
@@ -35,12 +36,14 @@ class Begun:
         posterior: at the point.
         moved: whether the point was moved from where it was given.
         stopped: why the search that moved it ended; None where there was none.
+        statistical: whether the program is small and no network.
     """
 
     search: Search
     posterior: PosteriorAt
     moved: bool
     stopped: Stopped | None
+    statistical: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,8 @@ class Request:
         model: the Pyro program.
         subset: its random sites or coordinates.
         structure: of the precision.
-        curvature: of the log likelihood, its random choices made.
+        curvature: of the log likelihood, its random choices made; of "auto", what it is where it is not the Hessian.
+        asked: the curvature as it was given.
         jacobian: whether the mode is that of the density of theta.
         progress: whether what lasts shows a progress bar.
         generator: what a subnetwork is drawn from, if it is.
@@ -61,6 +65,7 @@ class Request:
     subset: Subset
     structure: Structure
     curvature: Curvature
+    asked: str
     jacobian: bool
     progress: bool
     generator: torch.Generator | None
@@ -75,7 +80,7 @@ class Request:
             model: the Pyro program.
             subset: as `fit_laplace` takes it.
             structure: as `fit_laplace` takes it.
-            curvature: by name.
+            curvature: by name, or "auto".
             jacobian: as `fit_laplace` takes it.
             progress: whether what lasts shows a progress bar.
 
@@ -83,11 +88,12 @@ class Request:
             the request.
         """
         check_structure(structure)
-        check_option("curvature", curvature, tuple(CURVATURES))
+        check_option("curvature", curvature, ("auto", *CURVATURES))
         check_option("jacobian", jacobian, (True, False))
-        check_combination(structure, CURVATURES[curvature])
+        measure = CURVATURES["ggn" if curvature == "auto" else curvature]
+        check_combination(structure, measure)
         generator = subset.generator() if isinstance(subset, Subnetwork) else None
-        return Request(model, subset, structure, CURVATURES[curvature].drawn(), jacobian, progress, generator)
+        return Request(model, subset, structure, measure.drawn(), curvature, jacobian, progress, generator)
 
     def point(self, data: Data, map_guide: Any, hyperparameters: Names | None = None) -> Values:
         """The mode that was given, or one that is fitted first.
@@ -104,7 +110,6 @@ class Request:
             return values_given(map_guide, data)
         with undisturbed():  # a typo need not wait for the training
             search = self.search(Program.trace(self.model, data), data)
-            _refuse_not_finite(search.loop.program, data)
             hold: tuple[str, ...] = ()
             if hyperparameters is not None:
                 found = search.hyperparameters(hyperparameters)
@@ -142,22 +147,31 @@ class Request:
         if isinstance(self.subset, Subnetwork) and self.generator is not None:
             index = self.subset.choose(program, theta, lambda: search.variance(theta), self.generator)
             search = replace(search, index=index)
-        posterior = search.measured(theta)
+        small = len(theta) <= settings.small
+        statistical = small and not is_network(program, theta, search.loop.few_rows())
+        if self.asked == "auto" and small and holds(self.structure, CURVATURES["hessian"]):
+            search, posterior = _measured(search, theta, statistical)
+        else:
+            posterior = search.measured(theta)
         if polish is True or (polish == "auto" and not given):
             posterior = search.gauss_newton(posterior)
-        return Begun(search, posterior, not torch.equal(posterior.theta, program.start), stopped)
+        return Begun(search, posterior, not torch.equal(posterior.theta, program.start), stopped, statistical)
 
 
-@torch.no_grad()
-def _refuse_not_finite(program: Program, data: Data) -> None:
-    """Refuse observed values that are not finite, and that their distribution cannot do with, before any training."""
-    chunk = Chunk(data.first())
-    run = program.run(program.start, chunk)
-    for name, site in run.observed.items():
-        known = site.value.is_floating_point() and not bool(site.value.isfinite().all())
-        if known and not bool(site.own_log_prob().isfinite().all()):
-            place = (~site.value.isfinite()).nonzero()[0].tolist()
-            raise InvalidData(
-                f"the observed site {name!r} has the value {float(site.value[tuple(place)])} at {place}, which is not "
-                "finite: leave such data out, or mask them with poutine.mask or obs_mask"
-            )
+def _measured(search: Search, theta: Theta, statistical: bool) -> tuple[Search, PosteriorAt]:
+    """The posterior of a small program by its exact Hessian, which statisticians expect; of a network, by Gauss-Newton.
+
+    Where that curvature is not positive definite (of Gauss-Newton, a `pyro.factor`'s may not be), the other one is
+    taken; where neither is, Gauss-Newton says why.
+
+    Returns:
+        the search by the curvature chosen, and the posterior.
+    """
+    by_hessian = replace(search, curvature=CURVATURES["hessian"])
+    first, other = (by_hessian, search) if statistical else (search, by_hessian)
+    for each in (first, other):
+        try:
+            return each, each.measured(theta)
+        except IndefiniteCurvature:
+            continue
+    return search, search.measured(theta)

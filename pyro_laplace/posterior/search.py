@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_laplace._errors import IndefiniteCurvature
 from pyro_laplace._typing import Theta, Values
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.loop import Loop
@@ -16,6 +17,7 @@ from pyro_laplace.mode.mode import Mode
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.reached import Reached, Stopped
+from pyro_laplace.mode.rising import NoMode, rising
 from pyro_laplace.posterior.evidence import laplace_evidence
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mode_check import judge
@@ -37,6 +39,8 @@ class PosteriorAt:
     likelihood: LikelihoodSum
     prior: Prior
     precision: Precision
+    objective: Objective | None = None
+    """Minus the log joint over the random coordinates, from this point, to tell a mode from a point far out."""
 
     @property
     def theta(self) -> Theta:
@@ -66,9 +70,13 @@ class PosteriorAt:
             stopped: why the search that moved it ended.
 
         Returns:
-            the mode.
+            the mode; of one that a search led to, with a line along which the log joint never falls, if there is one.
         """
-        return judge(self.theta, self.log_joint, self.gradient, self.precision, moved, stopped)
+        mode = judge(self.theta, self.log_joint, self.gradient, self.precision, moved, stopped)
+        if stopped is None or self.objective is None or not mode.is_mode:
+            return mode
+        rise = rising(self.objective, self.objective.start)
+        return mode if rise is None else replace(mode, rises=rise.message)
 
 
 @dataclass(frozen=True)
@@ -86,12 +94,22 @@ class Search:
 
     def measured(self, theta: Theta) -> PosteriorAt:
         """The sum over data at a point, and Lambda; in float64 throughout if asked to, or where that is needed."""
+        objective = self.objective(theta, self.index)
+        try:
+            found, precision = self._with_precision(theta)
+        except IndefiniteCurvature as error:
+            if (rise := rising(objective, objective.start)) is not None:
+                raise NoMode(rise.message) from error
+            raise
+        return PosteriorAt(found.likelihood, found.prior, precision, objective)
+
+    def _with_precision(self, theta: Theta) -> tuple[Measured, Precision]:
         found = self._pass(theta, double=self.double)
         try:
-            return PosteriorAt(found.likelihood, found.prior, found.likelihood.posterior(found.prior))
+            return found, found.likelihood.posterior(found.prior)
         except NeedsDouble:
             found = self._pass(theta, double=True)
-        return PosteriorAt(found.likelihood, found.prior, found.likelihood.posterior(found.prior))
+        return found, found.likelihood.posterior(found.prior)
 
     def summed(self, theta: Theta, prior: Prior, double: bool = False) -> LikelihoodSum:
         """The sum over data alone, where the prior is known."""
@@ -109,7 +127,8 @@ class Search:
     def under(self, theta: Theta, likelihood: LikelihoodSum, prior: Prior) -> PosteriorAt:
         """The posterior of a sum over data and another prior; by a pass in float64 where these need one."""
         try:
-            return PosteriorAt(likelihood, prior, likelihood.posterior(prior))
+            objective = self.objective(theta, self.index)
+            return PosteriorAt(likelihood, prior, likelihood.posterior(prior), objective)
         except NeedsDouble:
             return self.measured(theta)
 

@@ -72,3 +72,36 @@ class Numerics:
 
     normalised: float = 1e-4
     """Log of a sum of probabilities up to which logits count as normalised, and do not tell what the program wrote."""
+
+    network_probes: int = 8
+    """Random weights of the predictors, by which it is measured how far a coordinate moves them."""
+
+    network_unmoved: float = 1e-6
+    """Least of these distances, relative to the largest: a coordinate may move nothing at the point."""
+
+    network_mixed: float = 1e-3
+    """Mixed derivative of a predictor, in such units, from which on two sites are a layer upon a layer."""
+
+    expected_draws: int = 4
+    """Posterior draws along which the expected information is compared with that of the data."""
+
+    expected_apart: float = 0.1
+    """Relative difference of both from which on it is told."""
+
+    expected_errors: float = 3.0
+    """Standard errors, of the mean over data, by which both may differ by chance."""
+
+    expected_outputs: int = 16
+    """Parameters of a distribution up to which their information is looked at one by one."""
+
+    mass_draws: int = 200
+    """Posterior draws by which it is seen whether the mass is around the mode, half of them the others mirrored."""
+
+    mass_rows: int = 2**22
+    """Draws times rows of data up to which they are made."""
+
+    mass_share: float = 0.2
+    """Effective share of the draws from which on the posterior is this Gaussian, whatever else is found."""
+
+    mass_shift: float = 1.5
+    """Distance of the mass from the mode, in posterior standard deviations, from which on it is told."""

@@ -46,7 +46,7 @@ def tune(
     hyperparameters: Names = "auto",
     subset: Subset = "all",
     structure: Structure = "full",
-    curvature: str = "ggn",
+    curvature: str = "auto",
     jacobian: bool = True,
     link: str = "probit",
     refit: bool | str = "auto",

@@ -529,6 +529,7 @@ BY_HESSIAN = [student_t_prior, hierarchy, student_t_data, two_sites, one_noise_o
     [*((make, "ggn") for make in PROGRAMS), *((make, "hessian") for make in BY_HESSIAN)],
     ids=lambda given: getattr(given, "__name__", given),
 )
+@pytest.mark.filterwarnings("ignore:curvature='ggn' is the information that data of this model hold on average")
 def test_gradients_of_programs(make, curvature):
     case = make()
     guide = fitted(case, curvature=curvature)

@@ -28,7 +28,7 @@ class Posterior:
     moments: Callable[[], Moments]
     z: float
     log_std: float
-    curvature: str = "ggn"
+    curvature: str = "auto"
 
     def arguments(self) -> tuple:
         """The data in the default dtype."""

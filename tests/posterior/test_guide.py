@@ -287,6 +287,7 @@ def test_neutra_inside_nuts(param_mode):
     assert_close(draws.mean(0) / std, exact.mean / std, rtol=0, atol=0.35)
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 def test_neutra_with_constrained_and_plated_sites():
     case = hierarchical()
     guide = pl.fit_laplace(case.model, case.data)

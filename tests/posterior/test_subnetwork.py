@@ -47,7 +47,7 @@ def fit(subset="all", model=scaled_network, **options):
     generator = torch.Generator().manual_seed(2)
     program = Program.trace(model, as_data((X, Y)))
     values = program.unpack(torch.randn(program.num_params, generator=generator))
-    options = {"polish": False, "on_not_a_mode": "ignore"} | options
+    options = {"polish": False, "on_not_a_mode": "ignore", "curvature": "ggn"} | options
     return pl.fit_laplace(model, (X, Y), values, subset=subset, **options)
 
 

@@ -386,7 +386,7 @@ POSTERIORS = {
     "half Student": Posterior(half_student, many_columns(), moments_of_half_student, 0.43, 0.035),
     "power law": Posterior(power_law, learning(), moments_of_power_law, 0.22, 0.06),
     "capture-recapture": Posterior(capture_recapture, captures(), moments_of_capture_recapture, 0.22, 0.06),
-    "ARMA": Posterior(arma, arma_series(), moments_of_arma, 0.43, 0.055, curvature="hessian"),
+    "ARMA": Posterior(arma, arma_series(), moments_of_arma, 0.43, 0.055),
     "ARMA by errors": Posterior(arma_by_errors, arma_series(), moments_of_arma, 0.43, 0.055),
     "GARCH": Posterior(garch, garch_series(), moments_of_garch, 0.5, 0.3),
     "hidden Markov": Posterior(hidden_markov, states(), moments_of_hidden_markov, 0.43, 0.12),

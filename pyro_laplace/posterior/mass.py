@@ -1,0 +1,91 @@
+"""Whether the mode of a small program is where the posterior's mass is, by a few draws.
+
+At the Gaussian that fits a posterior best the gradient of the log joint averages to zero over draws (Opper and
+Archambeau 2009, "The variational Gaussian approximation revisited"). Around a mode off the mass it does not: one Newton
+step by the average says how far off the mass is, in posterior standard deviations, however many coordinates there are.
+Importance weights tell whether the posterior is a Gaussian after all.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._autodiff import vmapped
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import LinAlgError
+from pyro_laplace._errors import LaplaceWarning
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.posterior.search import PosteriorAt, Search
+from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.settings import settings
+
+
+def tell_of_far_mass(search: Search, found: PosteriorAt) -> None:
+    """Warn where the mass of a posterior lies elsewhere than its mode.
+
+    Args:
+        search: how the posterior was made.
+        found: the posterior, of few coordinates, at a mode.
+    """
+    chunks = list(search.loop.chunks())
+    rows = sum(chunk.rows or 1 for chunk in chunks)
+    if rows * settings.mass_draws > settings.mass_rows:
+        return
+    anchor = found.likelihood.anchor
+    half = torch.randn(settings.mass_draws // 2, anchor.size, generator=torch.Generator().manual_seed(0))
+    white = torch.cat([half, -half]).to(found.theta)
+    draws = anchor.theta[anchor.index] + found.precision.color(white)
+    with undisturbed(), torch.no_grad():
+        log_joint, gradients = _evaluated(search, anchor, draws, chunks)
+    log_weight = log_joint + 0.5 * white.double().square().sum(-1)
+    weight = torch.softmax(log_weight.nan_to_num(nan=-torch.inf, neginf=-torch.inf), 0)
+    share = float(1 / weight.square().sum()) / len(weight)
+    finite = gradients.isfinite().all(-1)
+    shift = found.precision.solve(gradients[finite].mean(0)) / found.precision.variance().double().sqrt()
+    far = shift.abs() > settings.mass_shift
+    if share > settings.mass_share or not bool(far.any()):
+        return
+    sites = {name: float(shift[span].abs().max()) for name, (span, _) in anchor.spans.items() if bool(far[span].any())}
+    named = sorted(sites, key=lambda name: -sites[name])
+    warnings.warn(
+        "the mode is not where the posterior's mass is: over draws from the Gaussian around it the log joint slopes "
+        f"away in {', '.join(map(repr, named[: settings.shown_names]))} (a Newton step by its mean gradient moves "
+        f"{named[0]!r} by {sites[named[0]]:.2g} standard deviations), and {share:.1%} of such draws are worth much. "
+        "A scale or a length that many other coordinates are spread by has its joint mode where they lie at one point. "
+        "Integrate them out by hand (x ~ Normal(mu, tau) and y ~ Normal(x, s) are y ~ Normal(mu, sqrt(tau^2 + s^2)); "
+        "values of a Gaussian process, or missing ones, likewise), or draw with fit_nuts(model, data, "
+        "precondition=guide)",
+        LaplaceWarning,
+        stacklevel=3,
+    )
+
+
+def _evaluated(search: Search, anchor: Anchor, draws: Tensor, chunks: list[Chunk]) -> tuple[Tensor, Tensor]:
+    """The log joint at draws [draws, free] of the free coordinates, and its gradient, in float64."""
+
+    def log_joint(free: Tensor) -> Tensor:
+        theta = anchor.theta.index_copy(0, anchor.index, free)
+        parts = [
+            search.loop.program.log_joint(theta, chunk, search.jacobian, float(i == 0))
+            for i, chunk in enumerate(chunks)
+        ]
+        return torch.stack(parts).sum()
+
+    def both(free: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, value = torch.func.grad_and_value(log_joint)(free)
+        return value, gradient
+
+    try:
+        values, gradients = vmapped(both, draws)
+    except (RuntimeError, LinAlgError):  # an operation that cannot be vectorised, or one draw that cannot be evaluated
+        values, gradients = map(torch.stack, zip(*[_one(both, draw) for draw in draws], strict=True))
+    return values.double(), gradients.double()
+
+
+def _one(both: Callable[[Tensor], tuple[Tensor, Tensor]], draw: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return both(draw)
+    except LinAlgError:
+        return draw.new_full((), -torch.inf), torch.full_like(draw, torch.nan)
