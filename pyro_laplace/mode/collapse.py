@@ -5,12 +5,14 @@ where a search gives up: what the scale belongs to lies at its location to much 
 scale is better still. At a mode, values are about one scale from their location.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import NotAMode
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.objective import Objective
@@ -35,6 +37,8 @@ class _Spread:
     scale: Tensor
     distance: Tensor
     size: float
+    loc: Tensor
+    matrix: bool
 
 
 def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False) -> None:
@@ -69,10 +73,38 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
             if direction is None:
                 continue
             along = direction[objective.index].double()
-            if float(gradient @ along) > settings.collapse_rate * float(along @ along) > 0:
+            length = float(along @ along)
+            rate = float(gradient @ along) / length if length else 0.0
+            if rate > settings.collapse_rate:
                 layout = program.layout.items()
                 latents = [latent for latent, place in layout if latent != name and bool(direction[place].any())]
-                raise Collapse(_message(objective, name, latents, before[name], spreads[name], which), latents)
+                gain = min(rate, float(which.sum()))  # an entry's density grows at most as its scale falls
+                if _held_by_prior(objective, theta, direction / length, latents, gain):
+                    continue
+                chain = _chain(objective, name, latents, spreads, leaf)
+                said = _message(objective, name, latents, before[name], spreads[name], which)
+                raise Collapse(said + _remedy(objective, name, spreads[name].matrix, chain), latents)
+
+
+def _held_by_prior(objective: Objective, theta: Theta, fall: Theta, latents: list[str], rate: float) -> bool:
+    """Whether the prior of what a scale depends on ends its collapse before floating point does, so that a mode is."""
+    # a LogNormal scale's log density falls as the square of the scale's logarithm, that of a network's weights as
+    # theirs; what falls but linearly is in `rate`, the nats gained as the log of the scale falls by one
+    chunk, program = next(objective.loop.chunks()), objective.program
+
+    def log_prior(at: Theta) -> Tensor:
+        return program.log_prior(at, chunk, objective.jacobian, frozenset(latents))
+
+    whole = math.log(torch.finfo(theta.dtype).max)
+    leaf = theta.clone().requires_grad_()
+    here = log_prior(leaf)
+    (slope,) = torch.autograd.grad(here, leaf, allow_unused=True) if here.requires_grad else (None,)
+    linear = 0.0 if slope is None else -whole * float(slope.double() @ fall.double())
+    try:
+        there = float(log_prior(theta - whole * fall).detach())
+    except (LinAlgError, ValueError):  # of a scale matrix that is zero
+        return False
+    return not there - float(here.detach()) - linear > -whole * rate
 
 
 def _spreads(objective: Objective, theta: Tensor, chunk: Chunk) -> dict[str, _Spread]:
@@ -84,13 +116,22 @@ def _spreads(objective: Objective, theta: Tensor, chunk: Chunk) -> dict[str, _Sp
 
 
 def _scale_of(site: Site) -> _Spread | None:
+    """Of a location-scale family; of one with a scale matrix L, its diagonal and ``L^-1 (x - loc)``."""
     fn, value = where_loc_is(site.fn, site.value)
-    scale, loc = getattr(fn, "scale", None), getattr(fn, "loc", 0.0)
-    if not isinstance(scale, Tensor) or not value.is_floating_point():
+    scale, root = getattr(fn, "scale", None), getattr(fn, "scale_tril", None)
+    if not value.is_floating_point():
         return None
-    distance = ((value - loc) / scale).detach()
+    loc = torch.as_tensor(getattr(fn, "loc", 0.0)).to(value)
+    if isinstance(scale, Tensor):
+        distance, matrix = ((value - loc) / scale).detach(), False
+    elif isinstance(root, Tensor):
+        off = (value - loc).detach().unsqueeze(-1)
+        scale, matrix = root.diagonal(dim1=-2, dim2=-1), True
+        distance = torch.linalg.solve_triangular(root.detach(), off, upper=False).squeeze(-1)
+    else:
+        return None
     size = float(value.detach().abs().max()) if value.numel() else 0.0
-    return _Spread(scale.expand(distance.shape), distance, size)
+    return _Spread(scale.expand(distance.shape), distance, size, loc, matrix)
 
 
 def _collapsed(now: _Spread, before: _Spread, theta: Theta) -> Tensor:
@@ -114,19 +155,49 @@ def _small(now: _Spread, before: _Spread) -> Tensor:
     return (scale < settings.collapse_shrunk * before.scale.detach()) | (scale < settings.collapse_small * now.size)
 
 
+def _chain(objective: Objective, name: str, latents: list[str], spreads: dict[str, _Spread], leaf: Theta) -> list[str]:
+    """The latent sites that have the same scale, where one is the location of another: a random walk's steps."""
+    layout = objective.program.layout
+
+    def depends(of: Tensor) -> set[str]:
+        if not of.requires_grad:
+            return set()
+        (direction,) = torch.autograd.grad(of.sum(), leaf, retain_graph=True, allow_unused=True)
+        return set() if direction is None else {each for each, place in layout.items() if bool(direction[place].any())}
+
+    wanted = set(latents)
+    steps = [each for each in spreads if each in layout and depends(spreads[each].scale) - {each} == wanted]
+    return steps if name in steps and any(depends(spreads[each].loc) & set(steps) for each in steps) else []
+
+
 def _message(objective: Objective, name: str, latents: list[str], before: _Spread, now: _Spread, which: Tensor) -> str:
     first, last = (float(s.scale.detach()[which].flatten()[0]) for s in (before, now))
-    said = (
+    return (
         f"the log joint has no maximum: the scale of site {name!r}, which depends on {latents}, collapses to zero "
         f"(from {first:.3g} to {last:.3g} in the search), and the density grows without bound as it does. "
     )
+
+
+def _remedy(objective: Objective, name: str, matrix: bool, chain: list[str]) -> str:
+    if chain:
+        steps = ", ".join(map(repr, chain[: settings.shown_names]))
+        return (
+            f"Sites {steps}, ... are the steps of a random walk: sample the steps themselves, in one site, z ~ "
+            "Normal(0, 1).expand([T]).to_event(1), and compute the walk, x = start + scale * z.cumsum(-1) (with a "
+            "factor between steps, by a recursion over z); or give the scale a prior that keeps it from zero"
+        )
+    if name in objective.program.latents and matrix:
+        return (
+            f"Write {name!r} in its non-centred form: x = loc + (scale_tril @ z.unsqueeze(-1)).squeeze(-1) with z ~ "
+            "Normal(0, 1).expand([d]).to_event(1); or give its scales a prior that keeps them from zero"
+        )
     if name in objective.program.latents:
-        return said + (
+        return (
             f"Write {name!r} in its non-centred form: x = loc + scale * z with z ~ Normal(0, 1), or have it done: "
             f"poutine.reparam(model, config={{{name!r}: LocScaleReparam(0.0)}}); or give the scale a prior that keeps "
             "it from zero"
         )
-    return said + (
+    return (
         "The program fits these data exactly: give the scale a prior that keeps it from zero (LogNormal, "
         "InverseGamma), or the other sites a prior that keeps them from fitting the noise"
     )

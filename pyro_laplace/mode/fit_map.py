@@ -13,15 +13,19 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDelta
 from pyro.infer.autoguide.utils import deep_setattr
 
-from pyro_laplace._compat.pyro import forget_gradients, name_apart, undisturbed
-from pyro_laplace._errors import LaplaceWarning
+from pyro_laplace._compat.pyro import as_start, forget_gradients, name_apart, undisturbed
+from pyro_laplace._errors import LaplaceWarning, NotAModeWarning
 from pyro_laplace._typing import Theta
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.mode.collapse import Collapse, refuse_collapse
 from pyro_laplace.mode.descent import descend
+from pyro_laplace.mode.feasible import feasible_start
+from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.mode.quadratic import quadratic
+from pyro_laplace.mode.rising import Rise, rising
 from pyro_laplace.mode.starts import log_mass, search
 from pyro_laplace.mode.training import check_num_steps, train
 from pyro_laplace.program.chunks import Chunk
@@ -64,9 +68,14 @@ def fit_map(
     Raises:
         UnsupportedProgram: if the program has no Laplace approximation, naming the site and what to do.
         InvalidData: if `data` cannot be iterated anew.
-        NotAMode: if there is no mode, because a scale collapses to zero; naming its site.
+        NotAMode: if there is no mode, because a scale collapses to zero, naming its site; or no start at which the log
+            joint is finite. Where the log joint rises for ever (separated classes under a flat prior) that is a
+            `NotAModeWarning` here.
     """
+    data = as_data(data)
     guide, held = _fitted(model, data, optim, num_steps, learning_rate, tolerance, progress)
+    if (rise := _rises(model, data, guide)) is not None:
+        warnings.warn(rise.message, NotAModeWarning, stacklevel=2)
     if held:
         warnings.warn(
             f"fit_map leaves the hyperparameters {sorted(held)}, which the log prior depends on, where they are: "
@@ -90,12 +99,12 @@ def find_mode(model: Callable[..., Any], data: Any, progress: bool = True, hold:
     Returns:
         the guide at the mode.
     """
-    return _fitted(model, data, None, 5000, 0.01, 0.1, progress, hold)[0]
+    return _fitted(model, as_data(data), None, 5000, 0.01, 0.1, progress, hold)[0]
 
 
 def _fitted(
     model: Callable[..., Any],
-    data: Any,
+    data: Data,
     optim: Any,
     num_steps: int,
     learning_rate: float,
@@ -106,14 +115,19 @@ def _fitted(
     """The trained guide, and the hyperparameters that were held."""
     start = time.perf_counter()
     check_num_steps(num_steps)
-    data = as_data(data)
     program = Program.trace(model, data)
     program.visit(data)
     seen = poutine.block(model, hide=sorted(program.hidden)) if program.hidden else model
-    guide = AutoDelta(seen, init_loc_fn=init_to_start)
+    loop = Loop(program, data)
+    theta = feasible_start(_objective(loop, program.start))
+    if torch.equal(theta, program.start):
+        guide = AutoDelta(seen, init_loc_fn=init_to_start)
+    else:
+        program = replace(program, start=theta)
+        loop, values = Loop(program, data), program.unpack(theta)
+        guide = AutoDelta(seen, init_loc_fn=lambda site: as_start(values[site["name"]]))
     name_apart(guide)
     held, trained = params_of(program, data)
-    loop = Loop(program, data)
     small = program.num_params <= settings.small
     held, trained = held | trained & frozenset(hold), trained - frozenset(hold)
     try:
@@ -137,6 +151,22 @@ def _fitted(
     forget_gradients(held)
     guide.fit_seconds = time.perf_counter() - start
     return guide, held
+
+
+def _rises(model: Callable[..., Any], data: Data, guide: AutoDelta) -> Rise | None:
+    """Of a small program: a line along which the density of the constrained values never falls."""
+    with undisturbed(), torch.no_grad():
+        program = Program.trace(model, data, values_given(guide, data))
+        if program.num_params > settings.small:
+            return None
+        objective = _objective(Loop(program, data), program.start)
+        arrived = _decrement(objective) <= settings.mode_decrement * program.num_params**0.5
+        return rising(objective, objective.start) if arrived else None
+
+
+def _decrement(objective: Objective) -> float:
+    _, gradient = objective.value_and_gradient(objective.start)
+    return quadratic(objective, objective.start, gradient).decrement
 
 
 def discard_params(guide: AutoDelta) -> None:
@@ -228,6 +258,8 @@ def _from_wide_scales(objective: Objective, collapse: Collapse) -> Theta:
     for factor in factors:
         held = torch.cat([objective.index[layout[name]] for name in latents])
         rest = objective.index[~torch.isin(objective.index, held)]
+        if not len(rest):  # a network whose every weight enters the scale: nothing is left to find its place first
+            break
         theta = objective.theta.index_add(0, held, torch.full_like(objective.theta[held], math.log(factor)))
         try:
             fixed = replace(objective, theta=theta, index=rest)

@@ -19,6 +19,7 @@ class Mode:
         decrement: Newton decrement ``sqrt(g' Lambda^-1 g)``: the distance to the mode in posterior standard deviations.
         moved: whether the point was moved from where the map guide left it.
         stopped: why the search that moved it ended; None where there was none.
+        rises: what is said of a line along which the log joint never falls; None where none was found.
     """
 
     theta: Tensor = field(repr=False)
@@ -27,6 +28,7 @@ class Mode:
     decrement: float
     moved: bool
     stopped: Stopped | None = None
+    rises: str | None = None
 
     @property
     def gradient_norm(self) -> float:
@@ -45,5 +47,5 @@ class Mode:
 
     @property
     def is_mode(self) -> bool:
-        """Whether the decrement is at most that."""
-        return self.decrement <= self.allowed
+        """Whether the decrement is at most that, and the log joint falls in the end along every line tried."""
+        return self.decrement <= self.allowed and self.rises is None

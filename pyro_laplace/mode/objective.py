@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_laplace._autodiff import hessian
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._compat.torch import LinAlgError
+from pyro_laplace._errors import LaplaceError
 from pyro_laplace._typing import Matrix, Scalar, Theta
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.program.chunks import Chunk
@@ -52,15 +53,15 @@ class Objective:
         return self.theta.index_copy(0, self.index, part.to(self.theta))
 
     def value_and_gradient(self, part: Tensor) -> tuple[Scalar, Theta]:
-        """Minus log joint and its gradient; infinite where the program cannot be evaluated (a failed factorisation)."""
+        """Minus log joint and its gradient; infinite where the program cannot be evaluated."""
         theta = self.embed(part)
         try:
             value, gradient = self._sum(theta)
-        except LinAlgError:
-            value, gradient = (
-                torch.full((), torch.inf, dtype=torch.float64),
-                torch.zeros_like(theta, dtype=torch.float64),
-            )
+        except (LinAlgError, ValueError) as error:  # of a factorisation, or of parameters that a distribution refuses
+            if isinstance(error, LaplaceError):
+                raise
+            value = torch.full((), torch.inf, dtype=torch.float64)
+            gradient = torch.zeros_like(theta, dtype=torch.float64)
         return value, gradient[self.index]
 
     def hessian(self, part: Tensor) -> Matrix:

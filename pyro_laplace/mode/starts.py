@@ -30,6 +30,9 @@ from pyro_laplace.settings import settings
 _SHARES = (1.0, 1.0, 0.5, 0.25)
 """How far on the way to a prior draw further searches start: a vague prior's own draws are far from all data."""
 
+_NEARER = (0.1, 0.01)
+"""Shares of its own start from which a search that found nothing begins again, near the unconstrained origin."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -78,6 +81,10 @@ def search(objective: Objective, by: Search) -> Found:
             continue
         if other.log_mass > best.log_mass + (settings.negligible_nats if best.settled else 0.0):
             best = other
+    for share in () if best.settled else _NEARER:
+        best = _search_from(objective, share * objective.theta, by, settings.first_search_steps)
+        if best.settled:
+            break
     return best
 
 

@@ -1,14 +1,17 @@
 """The SVI loop, full batch or mini-batches: prior and likelihood in their true proportion, until the loss settles."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, cast
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_laplace._compat.pyro import site_is_subsample
@@ -69,7 +72,9 @@ def train(
     """Train a guide with `SVI` and `Trace_ELBO` until the loss settles.
 
     The loss is averaged over windows of `settings.window_steps`. When it has not fallen by `tolerance` nats for
-    `settings.patience` windows, the step size is divided by ten, twice, then the training ends.
+    `settings.patience` windows, the step size is divided by ten, twice, then the training ends. Steps after which a
+    distribution refuses its parameters (a ValueError of the arguments' validation) are undone, and the step size is
+    divided by ten then too.
 
     Args:
         program: the traced program.
@@ -88,6 +93,7 @@ def train(
 
     Raises:
         InvalidOption: if `num_steps` is not positive.
+        ValueError: if the program refuses the data or its parameters on the first pass, or again and again.
     """
     check_num_steps(num_steps)
     batches = sum(1 for _ in data)
@@ -98,11 +104,21 @@ def train(
     svi = SVI(model, scaled_guide, optim, elbo)
     window = max(settings.window_steps // batches, 1) * batches
     losses: list[float] = []
+    kept = _Params({})
     decays, best, stale, total = list(DECAYS), float("inf"), 0, 0.0
     with tqdm(total=num_steps, desc=description, disable=not progress) as bar:
         for step, batch in enumerate(_forever(data), start=1):
-            total += cast(float, svi.step(*batch.args, **batch.kwargs))
+            try:
+                total += cast(float, svi.step(*batch.args, **batch.kwargs))
+            except ValueError:  # a distribution refuses what the steps have made of its parameters
+                if step <= batches or not decays:
+                    raise
+                kept.restore(optim)
+                _slow_down(optim, decays.pop(0))
+                continue
             bar.update()
+            if step == batches or step % window == 0:
+                kept = _Params.kept()
             if step % window == 0:
                 losses.append(total * batches / window)
                 total = 0.0
@@ -130,6 +146,28 @@ def check_num_steps(num_steps: int) -> None:
     """
     if num_steps < 1:
         raise InvalidOption(f"num_steps={num_steps} leaves nothing to train: give a positive number")
+
+
+@dataclass(frozen=True)
+class _Params:
+    """What the param store held at some step, to go back to."""
+
+    values: Mapping[str, Tensor]
+
+    @staticmethod
+    def kept() -> "_Params":
+        store = pyro.get_param_store().named_parameters()
+        return _Params({name: parameter.detach().clone() for name, parameter in store})
+
+    @torch.no_grad()
+    def restore(self, optim: Any) -> None:
+        """Put them back, and let the optimiser forget the steps that led astray."""
+        for name, parameter in pyro.get_param_store().named_parameters():
+            if name in self.values:
+                parameter.copy_(self.values[name])
+        for each in getattr(optim, "optim_objs", {}).values():
+            if isinstance(each, torch.optim.Optimizer):
+                each.state.clear()
 
 
 def _forever(data: Data) -> Iterator[Batch]:
