@@ -35,6 +35,10 @@ class Data:
         for item in self.source:
             yield _as_batch(tuple(item) if isinstance(item, list) else item)
 
+    def held(self) -> "Data":
+        """The batches of one pass, the same ever after: a loader that shuffles makes others each time."""
+        return self if self.one_batch else Data(list(self), one_batch=False)
+
     def first(self) -> Batch:
         """The first batch.
 

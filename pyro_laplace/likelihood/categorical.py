@@ -36,7 +36,7 @@ def multinomial_root(logits: Tensor) -> Tensor:
 class CategoricalFamily(Family):
     """One draw, its class as an integer."""
 
-    outputs = ("logits",)
+    outputs = concave = ("logits",)
     shift_invariant = True
     classes = True
 

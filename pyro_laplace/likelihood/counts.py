@@ -20,6 +20,7 @@ class NegativeBinomialFamily(Family):
     """
 
     outputs = ("logits", "log_total_count")
+    concave = ("logits",)
 
     def link(self, fn: Any) -> Tensor:
         """(logits, log total_count) `[*batch, 2]`."""
@@ -44,6 +45,7 @@ class GammaPoissonFamily(Family):
     """eta = (log concentration, log rate): a NegativeBinomial with logits -log rate and total count concentration."""
 
     outputs = ("log_concentration", "log_rate")
+    concave = ("log_rate",)
 
     def link(self, fn: Any) -> Tensor:
         """(log concentration, log rate) `[*batch, 2]`."""

@@ -17,7 +17,7 @@ from pyro_laplace.likelihood.special import log_sigmoid_slope
 class _Logit(Family):
     """eta = the logit of a probability."""
 
-    outputs = ("logit",)
+    outputs = concave = ("logit",)
 
     def link(self, fn: Any) -> Tensor:
         """Logits `[*batch, 1]`."""
@@ -126,7 +126,7 @@ class ContinuousBernoulliFamily(_Logit):
 class PoissonFamily(Family):
     """eta = log rate, I = rate."""
 
-    outputs = ("log_rate",)
+    outputs = concave = ("log_rate",)
     takes_floats = True
 
     def link(self, fn: Any) -> Tensor:

@@ -56,6 +56,7 @@ class LaplaceFamily(LocationScale):
     """I = diag(1 / scale^2, 1): the variance of the score, as the density has a kink at loc."""
 
     kind, information = dist.Laplace, (1.0, 1.0)
+    concave = ("loc",)
 
 
 @register(torch.distributions.Cauchy)
@@ -70,6 +71,7 @@ class LogisticFamily(LocationScale):
     """I = diag(1 / 3 scale^2, (3 + pi^2) / 9)."""
 
     kind, information = dist.Logistic, (1 / 3, (3 + math.pi**2) / 9)
+    concave = ("loc",)
 
 
 @register(dist.SoftLaplace)
@@ -77,6 +79,7 @@ class SoftLaplaceFamily(LocationScale):
     """The hyperbolic secant: I = diag(1 / 2 scale^2, pi^2 / 8)."""
 
     kind, information = dist.SoftLaplace, (0.5, math.pi**2 / 8)
+    concave = ("loc",)
 
 
 @register(torch.distributions.Gumbel)
@@ -84,6 +87,7 @@ class GumbelFamily(LocationScale):
     """I = [[1 / scale^2, -(1 - g) / scale], [., pi^2 / 6 + (1 - g)^2]] with g Euler's constant; loc is no centre."""
 
     kind, symmetric = dist.Gumbel, False
+    concave = ("loc",)
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """[[1 / scale, 0], [-(1 - g), pi / sqrt 6]] `[*batch, 2, 2]`."""

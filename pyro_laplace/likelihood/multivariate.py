@@ -21,6 +21,7 @@ class MultivariateNormalFamily(Family):
     """Location and Cholesky factor of the covariance, however that is given."""
 
     outputs = ("loc", "log_diagonal", "below_diagonal")
+    concave = ("loc",)
 
     def link(self, fn: Any) -> Tensor:
         """(loc, log diagonal of L, L below it) `[*batch, D + D (D + 1) / 2]`."""

@@ -21,6 +21,7 @@ class NormalFamily(LocationScale):
     """
 
     kind, information = dist.Normal, (1.0, 2.0)
+    concave = ("loc",)
     joint_kind: ClassVar[type] = dist.MultivariateNormal
 
     def standardised(self, fn: Any, value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pyro_laplace.likelihood.special import triangular_root, trigamma_excess
 class _Scaled(Family):
     """One scale or rate alone: its log has a constant information."""
 
-    outputs = ("log_scale",)
+    outputs = concave = ("log_scale",)
     kind: ClassVar[type]
     information: ClassVar[float]
 
@@ -50,7 +50,7 @@ class HalfCauchyFamily(_Scaled):
 class ExponentialFamily(_Scaled):
     """eta = log rate, I = 1."""
 
-    outputs = ("log_rate",)
+    outputs = concave = ("log_rate",)
     kind, information = dist.Exponential, 1.0
 
     def link(self, fn: Any) -> Tensor:
@@ -63,6 +63,7 @@ class GammaFamily(Family):
     """eta = (log concentration, log rate), I = [[a^2 psi'(a), -a], [-a, a]] with a the concentration."""
 
     outputs = ("log_concentration", "log_rate")
+    concave = ("log_rate",)
     kind: ClassVar[type] = dist.Gamma
 
     def link(self, fn: Any) -> Tensor:
@@ -99,6 +100,7 @@ class WeibullFamily(Family):
     """
 
     outputs = ("log_scale", "log_concentration")
+    concave = ("log_scale",)
 
     def link(self, fn: Any) -> Tensor:
         """(log scale, log concentration) `[*batch, 2]`."""

@@ -38,6 +38,9 @@ class Family(ABC):
     classes: ClassVar[bool] = False
     """Whether y is one class: its expectation is class probabilities, and a guess at it is right or wrong."""
 
+    concave: ClassVar[tuple[str, ...]] = ()
+    """The outputs in which log p(y | eta) is concave, together and for every y, where the others are fixed."""
+
     takes_floats: ClassVar[bool] = False
     """Whether data that are whole numbers have to be floating-point numbers all the same."""
 

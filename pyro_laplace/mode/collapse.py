@@ -95,7 +95,7 @@ def _held_by_prior(objective: Objective, theta: Theta, fall: Theta, latents: lis
     def log_prior(at: Theta) -> Tensor:
         return program.log_prior(at, chunk, objective.jacobian, frozenset(latents))
 
-    whole = math.log(torch.finfo(theta.dtype).max)
+    whole = -math.log(torch.finfo(theta.dtype).eps)  # beyond, values cannot be told from their location
     leaf = theta.clone().requires_grad_()
     here = log_prior(leaf)
     (slope,) = torch.autograd.grad(here, leaf, allow_unused=True) if here.requires_grad else (None,)

@@ -26,7 +26,7 @@ from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.quadratic import quadratic
 from pyro_laplace.mode.rising import Rise, rising
-from pyro_laplace.mode.starts import log_mass, search
+from pyro_laplace.mode.starts import log_mass, search, tell_many_sites
 from pyro_laplace.mode.training import check_num_steps, train
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
@@ -117,6 +117,7 @@ def _fitted(
     check_num_steps(num_steps)
     program = Program.trace(model, data)
     program.visit(data)
+    tell_many_sites(program)
     seen = poutine.block(model, hide=sorted(program.hidden)) if program.hidden else model
     loop = Loop(program, data)
     theta = feasible_start(_objective(loop, program.start))

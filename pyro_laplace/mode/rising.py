@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from pyro_laplace._autodiff import jvp
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import IndefiniteCurvature, NotAMode
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.objective import Objective
@@ -140,7 +141,10 @@ def _never_falls(objective: Objective, line: _Line, value: float, sign: float) -
     for unit in line.units:
         reached = 0
         for far in _FAR:
-            risen = _risen(objective, line.at(sign * far * unit), value)
+            try:
+                risen = _risen(objective, line.at(sign * far * unit), value)
+            except LinAlgError:  # a matrix that left its support
+                break
             if risen is None:
                 break
             if risen < -rounding:

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._compat.torch import LinAlgError
+from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace._typing import Theta
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data
 from pyro_laplace.mode.collapse import Collapse
+from pyro_laplace.mode.concave import is_concave
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.quadratic import quadratic
 from pyro_laplace.mode.reached import Reached
@@ -59,7 +62,8 @@ type Search = Callable[[Objective, int], Reached]
 def search(objective: Objective, by: Search) -> Found:
     """The mode that `objective` reaches from its own theta, or one with more mass that other starts lead to.
 
-    Where the first search reaches a mode, another one is left for only if it has e^5 times its mass.
+    Where the first search reaches a mode, another one is left for only if it has e^5 times its mass; and none is looked
+    for where the log joint is concave.
 
     Args:
         objective: minus the log joint, over all of theta.
@@ -72,7 +76,7 @@ def search(objective: Objective, by: Search) -> Found:
         Collapse: if a scale collapses to zero from the objective's own theta.
     """
     best = _search_from(objective, objective.theta, by, settings.first_search_steps)
-    if not objective.loop.data.one_batch:
+    if not objective.loop.data.one_batch or (best.settled and is_concave(objective.loop, best.theta)):
         return best
     for start in other_starts(objective.loop, objective.theta):
         try:
@@ -162,3 +166,32 @@ def _log_lik_at(loop: Loop, theta: Theta) -> float:
     except LinAlgError:
         return -math.inf
     return total if math.isfinite(total) else -math.inf
+
+
+def tell_many_sites(program: Program) -> None:
+    """Warn of a program that has a sample statement for each datum: every run is a loop in Python, and its gradient.
+
+    A network's weights are sites of many numbers each, however many there are, and are not counted.
+
+    Args:
+        program: the traced program.
+    """
+    data = [name for name in program.observed if name not in program.derived]
+    numbers = [name for name, latent in program.latents.items() if latent.size == 1]
+    if (count := len(data) + len(numbers)) > settings.many_sites:
+        most = data if len(data) >= len(numbers) else numbers
+        some, stem = ", ".join(map(repr, most[:2])), most[0].rstrip("_0123456789") or "y"
+        obs = ", obs=y[1:]" if most is data else ""
+        warnings.warn(
+            f"the program has {count} sample statements of data or single numbers ({some}, ...): "
+            "each run of it is a loop in Python over them, and a search for the mode makes hundreds. Write one site "
+            "over all steps, with the recursion in plain tensors: mean = torch.stack([...]), then "
+            f"pyro.sample({stem!r}, dist.Normal(mean[1:], scale).to_event(1){obs}), or the same in a "
+            "pyro.plate without to_event",
+            LaplaceWarning,
+            skip_file_prefixes=(_PACKAGE,),
+        )
+
+
+_PACKAGE = str(Path(__file__).parents[1])
+"""Where the lines are that the warning does not point to."""

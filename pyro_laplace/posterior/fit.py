@@ -19,6 +19,7 @@ from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
 from pyro_laplace.posterior.mode_check import report
 from pyro_laplace.posterior.request import Request
 from pyro_laplace.posterior.subset import Subset
+from pyro_laplace.settings import settings
 from pyro_laplace.structure.options import Structure
 
 
@@ -128,13 +129,13 @@ def fit_laplace(
     data, given = as_data(data), map_guide is not None
     values = request.point(data, map_guide)
     with undisturbed(), torch.no_grad():
-        begun = request.begin(data, values, polish, given)
+        begun = request.begin(data, values, polish, given, ignore=on_not_a_mode == "ignore")
         mode = begun.posterior.judged(begun.moved, begun.stopped)
         report(mode, on_not_a_mode, LONGER if given else "give a map_guide trained longer")
         if mode.is_mode:
             tell_of_expected(begun.search, begun.posterior, curvature, begun.statistical)
-            if begun.statistical and structure == "full":
-                tell_of_far_mass(begun.search, begun.posterior)
+            if len(begun.posterior.theta) <= settings.small and structure == "full":
+                tell_of_far_mass(begun.search, begun.posterior, begun.statistical)
         guide = begun.search.guide(begun.posterior, mode, begun.search.hyperparameters().values)
     guide.fit_seconds = time.perf_counter() - start
     return guide

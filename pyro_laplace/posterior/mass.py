@@ -7,7 +7,6 @@ Importance weights tell whether the posterior is a Gaussian after all.
 """
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,12 +21,14 @@ from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.settings import settings
 
 
-def tell_of_far_mass(search: Search, found: PosteriorAt) -> None:
+def tell_of_far_mass(search: Search, found: PosteriorAt, statistical: bool) -> None:
     """Warn where the mass of a posterior lies elsewhere than its mode.
 
     Args:
         search: how the posterior was made.
         found: the posterior, of few coordinates, at a mode.
+        statistical: whether the program is no network: of one, whose draws predict through the linearised program, only
+            sites of several scales are looked at.
     """
     chunks = list(search.loop.chunks())
     rows = sum(chunk.rows or 1 for chunk in chunks)
@@ -35,16 +36,18 @@ def tell_of_far_mass(search: Search, found: PosteriorAt) -> None:
         return
     anchor = found.likelihood.anchor
     half = torch.randn(settings.mass_draws // 2, anchor.size, generator=torch.Generator().manual_seed(0))
-    white = torch.cat([half, -half]).to(found.theta)
+    white = torch.stack([half, -half], 1).flatten(0, 1).to(found.theta)
     draws = anchor.theta[anchor.index] + found.precision.color(white)
-    with undisturbed(), torch.no_grad():
-        log_joint, gradients = _evaluated(search, anchor, draws, chunks)
-    log_weight = log_joint + 0.5 * white.double().square().sum(-1)
+    log_joint, gradients = _evaluated(search, anchor, draws, chunks)
+    log_weight = log_joint + 0.5 * white[: len(log_joint)].double().square().sum(-1)
     weight = torch.softmax(log_weight.nan_to_num(nan=-torch.inf, neginf=-torch.inf), 0)
     share = float(1 / weight.square().sum()) / len(weight)
     finite = gradients.isfinite().all(-1)
     shift = found.precision.solve(gradients[finite].mean(0)) / found.precision.variance().double().sqrt()
     far = shift.abs() > settings.mass_shift
+    for name, (span, _) in anchor.spans.items():
+        latent = anchor.latents[name]
+        far[span] &= statistical or (latent.constrained and latent.size > 1)
     if share > settings.mass_share or not bool(far.any()):
         return
     sites = {name: float(shift[span].abs().max()) for name, (span, _) in anchor.spans.items() if bool(far[span].any())}
@@ -78,14 +81,10 @@ def _evaluated(search: Search, anchor: Anchor, draws: Tensor, chunks: list[Chunk
         return value, gradient
 
     try:
-        values, gradients = vmapped(both, draws)
+        with undisturbed(), torch.no_grad():
+            values, gradients = vmapped(both, draws)
     except (RuntimeError, LinAlgError):  # an operation that cannot be vectorised, or one draw that cannot be evaluated
-        values, gradients = map(torch.stack, zip(*[_one(both, draw) for draw in draws], strict=True))
+        objective = search.objective(anchor.theta, anchor.index)
+        found = [objective.value_and_gradient(draw.double()) for draw in draws[: settings.mass_draws_one_by_one]]
+        values, gradients = (-torch.stack(each) for each in zip(*found, strict=True))
     return values.double(), gradients.double()
-
-
-def _one(both: Callable[[Tensor], tuple[Tensor, Tensor]], draw: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        return both(draw)
-    except LinAlgError:
-        return draw.new_full((), -torch.inf), torch.full_like(draw, torch.nan)

@@ -14,6 +14,7 @@ from pyro_laplace.curvature.network import is_network
 from pyro_laplace.curvature.root import Curvature
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import Data
+from pyro_laplace.mode.collapse import Collapse
 from pyro_laplace.mode.fit_map import discard_params, find_mode
 from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.reached import Stopped
@@ -129,7 +130,7 @@ class Request:
         index = coordinates_of(program.latents, select(self.subset, program, data)).to(program.start.device)
         return Search(Loop(program, data), index, self.structure, self.curvature, self.jacobian, self.progress)
 
-    def begin(self, data: Data, values: Values, polish: bool | str, given: bool) -> Begun:
+    def begin(self, data: Data, values: Values, polish: bool | str, given: bool, ignore: bool = False) -> Begun:
         """The posterior at a point, moved to the mode as far as `polish` asks.
 
         Args:
@@ -137,13 +138,25 @@ class Request:
             values: of the latent sites.
             polish: as `fit_laplace` takes it.
             given: whether the point is the user's.
+            ignore: whether a given point is taken as it is where no mode can be reached from it.
 
         Returns:
             the posterior, with the search that makes it.
+
+        Raises:
+            Collapse: if a scale collapses to zero on the way from the point.
         """
         program = Program.trace(self.model, data, values)
         search = self.search(program, data)
-        theta, stopped = search.mode(polish, given)
+        try:
+            theta, stopped = search.mode(polish, given)
+        except Collapse as collapse:
+            if not given or polish is True:
+                raise
+            if not ignore:
+                remedy = "polish=False leaves the point that was given where it is"
+                raise Collapse(f"{collapse}. {remedy}", collapse.latents) from None
+            theta, stopped = program.start, None
         if isinstance(self.subset, Subnetwork) and self.generator is not None:
             index = self.subset.choose(program, theta, lambda: search.variance(theta), self.generator)
             search = replace(search, index=index)

@@ -72,7 +72,42 @@ def refuse_outside_support(
     """
     for name, site in run.observed.items():
         if site.given and name not in derived and not is_delta(site.fn):
+            _refuse_shape(site, bool(run.discrete))
+            _refuse_dtype(site)
             _refuse(site, place, leaves, bool(run.discrete))
+
+
+def _refuse_shape(site: Site, switched: bool) -> None:
+    """Refuse data [n, 1] of a distribution [n], or the other way round: in a plate of n they are n times n data."""
+    batch, value = site.fn.batch_shape, site.value
+    own = value.shape[: value.dim() - len(site.fn.event_shape)]
+    if switched or not site.frames:
+        return
+    try:
+        both = torch.broadcast_shapes(batch, own)
+    except RuntimeError:
+        both = None
+    plates = {frame.dim for frame in site.frames}
+    if both is not None:
+        free = [axis for axis in range(-len(both), 0) if both[axis] > 1 and axis not in plates]
+        sizes = [[1 if -axis > len(shape) else shape[axis] for shape in (batch, own)] for axis in free]
+        if all(1 not in pair for pair in sizes):
+            return
+    made = "do not go together" if both is None else f"are {list(both)} data together"
+    raise InvalidData(
+        f"the observed site {site.name!r} has values of shape {list(value.shape)} and a distribution of batch shape "
+        f"{list(batch)}, which {made} in the plates {sorted(frame.name for frame in site.frames)}: give both the same "
+        "shape, as y.squeeze(-1) or f.squeeze(-1) does"
+    )
+
+
+def _refuse_dtype(site: Site) -> None:
+    """Refuse labels that their distribution cannot compute with."""
+    if isinstance(innermost(site.fn), torch.distributions.Bernoulli) and not site.value.is_floating_point():
+        raise InvalidData(
+            f"the observed site {site.name!r} has values of {site.value.dtype}, which a Bernoulli does not "
+            "take: give y.float()"
+        )
 
 
 def _refuse(site: Site, place: Place, leaves: bool, switched: bool) -> None:

@@ -72,7 +72,7 @@ def to_datatree(
         InvalidData: if `data` cannot be iterated anew, or hold values outside their distribution's support.
         UnsupportedProgram: if the program cannot be traced, or the posterior lacks one of its sites.
     """
-    data = as_data(data)
+    data = as_data(data).held()
     draws = draws_of(posterior, data, num_samples)
     predictive = predictive_model(model, posterior, data, linearized)
     view = View.of(predictive, data, draws, progress)

@@ -73,6 +73,9 @@ class Numerics:
     normalised: float = 1e-4
     """Log of a sum of probabilities up to which logits count as normalised, and do not tell what the program wrote."""
 
+    flat_pivot: float = 4.0
+    """Rounding errors, for each coordinate, up to which a pivot of the unit-free precision says nothing."""
+
     network_probes: int = 8
     """Random weights of the predictors, by which it is measured how far a coordinate moves them."""
 
@@ -97,11 +100,14 @@ class Numerics:
     mass_draws: int = 200
     """Posterior draws by which it is seen whether the mass is around the mode, half of them the others mirrored."""
 
+    mass_draws_one_by_one: int = 60
+    """The same where the program cannot be run on all at once."""
+
     mass_rows: int = 2**22
     """Draws times rows of data up to which they are made."""
 
     mass_share: float = 0.2
     """Effective share of the draws from which on the posterior is this Gaussian, whatever else is found."""
 
-    mass_shift: float = 1.5
+    mass_shift: float = 2.0
     """Distance of the mass from the mode, in posterior standard deviations, from which on it is told."""

@@ -94,3 +94,12 @@ class ModeSearch:
 
     update_halvings: int = 12
     """Times that a Newton step of `update` is halved before it is given up."""
+
+    affine_told: float = 1e-2
+    """Share of its move that rounding of a predictor may be where it is told whether it is affine."""
+
+    affine_lines: int = 2
+    """Random lines along which that is asked: one alone may miss a kink at the origin in a coordinate or two."""
+
+    many_sites: int = 50
+    """Sample statements of data, or of single numbers, beyond which a search says what they cost: a run is a loop."""

@@ -14,6 +14,7 @@ from pyro_laplace._errors import IndefiniteCurvature, LaplaceWarning
 from pyro_laplace._typing import Draws, Matrix, Scalar, Theta
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.reading.prior import Prior
+from pyro_laplace.settings import settings
 from pyro_laplace.structure.block import Block
 from pyro_laplace.structure.explain import explain
 
@@ -89,6 +90,15 @@ class Dense(Block):
         return torch.linalg.solve_triangular(self.scale_tril, scaled.mT, upper=False).mT.reshape(rows.shape).to(rows)
 
 
+def _resolved(block: Dense, anchor: Anchor) -> Dense:
+    """The block, unless it is positive definite by rounding alone: data and prior leave a direction open."""
+    exact = anchor.curvature == "hessian"  # made in the sites' own dtype; sums of a root are made in float64
+    eps = torch.finfo(anchor.theta.dtype if exact else torch.float64).eps
+    if float(block.scale_tril.diagonal().min().square()) < settings.flat_pivot * block.size * eps:
+        raise IndefiniteCurvature
+    return block
+
+
 def dense_posterior(lower: Matrix, order: Tensor, prior: Prior, anchor: Anchor) -> Dense:
     """The precision of a likelihood's curvature and a prior.
 
@@ -107,7 +117,7 @@ def dense_posterior(lower: Matrix, order: Tensor, prior: Prior, anchor: Anchor) 
     total = lower.clone()
     prior.add_to(total, order)
     try:
-        return Dense(total)
+        return _resolved(Dense(total), anchor)
     except IndefiniteCurvature:
         places = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)).to(order))
         total = (lower.tril() + lower.tril(-1).mT)[places.unsqueeze(1), places]
@@ -118,7 +128,7 @@ def dense_posterior(lower: Matrix, order: Tensor, prior: Prior, anchor: Anchor) 
     try:
         values, vectors = torch.linalg.eigh(prior.matrix())
         convex = (vectors * values.clamp(max=0)) @ vectors.mT
-        block = Dense((total - convex)[order.unsqueeze(1), order])
+        block = _resolved(Dense((total - convex)[order.unsqueeze(1), order]), anchor)
     except (IndefiniteCurvature, LinAlgError):
         raise IndefiniteCurvature(explain(total, anchor)) from None
     warnings.warn(

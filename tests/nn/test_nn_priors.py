@@ -147,6 +147,7 @@ def test_random_scales_are_the_non_centred_program(kind):
     torch.testing.assert_close(other.log_prob_sum(), trace.log_prob_sum(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 @pytest.mark.parametrize("structure", ["full", "diag"])
 @pytest.mark.parametrize("kind", RANDOM)
 def test_random_scales_have_a_mode(kind, structure):

@@ -335,3 +335,42 @@ def test_a_latent_for_each_datum_wants_one_batch():
         pl.fit_map(local, batches, progress=False)
     assert pl.fit_laplace(local, [(x, y)], progress=False).latent_dim == 20
     assert pl.fit_laplace(by_group, batches, progress=False).latent_dim == 3
+
+
+# --- what a newcomer's program was silently wrong in --------------------------------------------------
+
+
+def horseshoe(x, y=None):
+    """A scale for each coefficient: a product of two vectors, as in a network, and a funnel."""
+    local = pyro.sample("local", dist.HalfCauchy(torch.ones(3)).to_event(1))
+    raw = pyro.sample("raw", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ (local * raw), 0.5), obs=y)
+
+
+def test_the_funnel_of_a_horseshoe_is_told():
+    x, g = design(40), generator(6)
+    y = 2 * x[:, 1] + 0.5 * torch.randn(40, generator=g)
+    with pytest.warns(pl.LaplaceWarning, match=r"mass.*'local'"):
+        pl.fit_laplace(horseshoe, (x, y), progress=False)
+
+
+def level_and_field(y=None):
+    """A flat level and a flat field of which only differences have a prior: their sum alone is known."""
+    level = pyro.sample("level", dist.ImproperUniform(dist.constraints.real, (), ()))
+    field = pyro.sample("field", dist.ImproperUniform(dist.constraints.real_vector, (), (12,)))
+    pyro.factor("smooth", -5.0 * field.diff().square().sum())
+    with pyro.plate("data", 12):
+        pyro.sample("y", dist.Poisson((level + field).exp()), obs=y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("curvature", ["auto", "ggn"])
+def test_what_nothing_determines_is_refused(dtype, curvature):
+    torch.set_default_dtype(dtype)
+    try:
+        y = torch.poisson(torch.full((12,), 8.0), generator=generator(7))
+        with pytest.raises(pl.IndefiniteCurvature, match=r"'field'.*'level'|'level'.*'field'"):
+            pl.fit_laplace(level_and_field, (y,), curvature=curvature, progress=False)
+    finally:
+        torch.set_default_dtype(torch.float64)

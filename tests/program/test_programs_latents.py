@@ -347,6 +347,7 @@ def centred(group, y=None):
         return pyro.sample("y", dist.Normal(effect[group], 0.5), obs=y)
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 def test_loc_scale_reparam_is_the_non_centred_form():
     case = hierarchical()
     other = pl.fit_laplace(case.model, case.data, progress=False)

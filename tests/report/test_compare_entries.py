@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from scipy.special import logsumexp
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_laplace as pl
 
@@ -184,3 +185,23 @@ def test_chains_of_draws_keep_their_efficiency():
     mcmc = pl.fit_nuts(slope, (x, y), num_samples=150, warmup_steps=100, progress=False)
     table = pl.compare(slope, {"nuts": mcmc}, (x, y), progress=False)
     assert table.loc["nuts", "elpd_loo"] == pytest.approx(left_out(x, y).sum(), abs=0.6)
+
+
+def test_a_loader_that_shuffles_is_read_once():
+    """The groups of a tree are of the same rows: each log likelihood is that of its datum."""
+    x = torch.linspace(-2.0, 2.0, 24)
+
+    def model(x, y=None):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(b * x, 0.3), obs=y)
+
+    loader = DataLoader(TensorDataset(x, 2 * x), batch_size=8, shuffle=True)
+    guide = pl.fit_laplace(model, loader, progress=False)
+    tree = pl.to_datatree(model, guide, loader, num_samples=5, progress=False)
+    observed = tree["observed_data"]["y"].to_numpy()
+    drawn = tree["posterior"]["b"].to_numpy()[0]
+    expected = dist.Normal(torch.tensor(drawn)[:, None] * torch.tensor(observed) / 2, 0.3).log_prob(
+        torch.tensor(observed)
+    )
+    torch.testing.assert_close(torch.tensor(tree["log_likelihood"]["y"].to_numpy()[0]), expected)

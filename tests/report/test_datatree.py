@@ -167,7 +167,7 @@ def test_netcdf_round_trip(make, tmp_path):
 
 def test_attributes_say_what_made_the_tree():
     case = programs.linear()
-    guide = fit(case, structure="diag")
+    guide = fit(case, structure="diag", curvature="ggn")
     attrs = pl.to_datatree(case.model, guide, case.data, num_samples=2).attrs
     assert attrs["posterior"] == "AutoLaplace"
     assert (attrs["structure"], attrs["curvature"], attrs["linearized"]) == ("diag", "ggn", 0)

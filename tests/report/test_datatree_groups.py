@@ -22,6 +22,7 @@ def double(float64):
 # --- groups, dims and coords --------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 def test_dims_are_plates_and_numbered_axes():
     case = programs.hierarchical()
     tree = pl.to_datatree(case.model, fit(case), case.data, num_samples=3, coords={"groups": list("abcde")})

@@ -307,6 +307,8 @@ def close(actual: Tensor, expected: Tensor) -> None:
     assert_close(actual / scale / scale[:, None], expected / scale / scale[:, None], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:curvature='ggn' is the information that data of this model hold")
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 @settings(max_examples=40, phases=[Phase.explicit, Phase.generate])
 @given(programs)
 def test_hessian_and_gauss_newton_of_generated_programs(program):

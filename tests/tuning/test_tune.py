@@ -172,7 +172,7 @@ CASES: dict[str, Made] = {
     "counts, crps": (poisson, {"objective": "crps"}),
     "numbers low rank": (lambda: regressor(shared), {"structure": pl.LowRank(40)}),
     "noise of groups": (groups_of_noise, {}),
-    "two sites": (two_sites, {}),
+    "two sites": (two_sites, {"curvature": "ggn"}),
     "latent noise": (latent_noise, {}),
 }  # fmt: skip
 

@@ -1,11 +1,16 @@
 """What the documentation says of the package is so: its examples run, its files and settings exist."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 
 import pyro_laplace as pl
@@ -99,6 +104,61 @@ def test_the_page_on_priors_runs_and_says_what_comes_out():
     assert around < alone + 0.02
     misled = pl.LinearizedPredictive(names["classifier"], names["linearized"])
     assert pl.scores(misled, names["unseen"])["nll"] > 2 * alone
+
+
+def test_the_five_models_equal_their_oracles():
+    """Each block of the page, by closed forms; the regression by scipy's optimum and a Hessian of differences."""
+    page = (DOCS / "programs.md").read_text()
+    page = page[page.index("## Five models") : page.index("## When a number")]
+    names: dict = {"torch": torch, "pyro": pyro, "dist": dist, "poutine": pyro.poutine, "pl": pl}
+    guides = []
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "docs/programs.md", "exec"), names)
+        guides.append(names["guide"])
+    regression, survival, gaps, ordinal, series = guides
+
+    x, y = names["x"].double().numpy(), names["y"].double().numpy()
+
+    def negative(at: np.ndarray) -> float:
+        mean, size = np.exp(x @ at[:3]), np.exp(at[3])
+        prior = (at[:3] ** 2).sum() / 200 + at[3] ** 2 / 8
+        return prior - scipy.stats.nbinom.logpmf(y, size, size / (size + mean)).sum()
+
+    mode = regression.theta.double().numpy()
+    eye = 1e-3 * np.eye(4)
+    hessian = [
+        [
+            (negative(mode + a + b) - negative(mode + a - b) - negative(mode - a + b) + negative(mode - a - b))
+            for b in eye
+        ]
+        for a in eye
+    ]
+    stds = np.sqrt(np.linalg.inv(np.array(hessian) / 4e-6).diagonal())
+    assert regression.covariance.diagonal().sqrt().numpy() == pytest.approx(stds, rel=2e-3)
+
+    events = float(names["event"].sum())
+    assert float(survival.theta) == pytest.approx(math.log(events / float(names["time"].sum())), abs=1e-3)
+    assert float(survival.covariance.sqrt()) == pytest.approx(events**-0.5, rel=1e-3)
+
+    seen, out = ~names["missing"].numpy(), names["outcome"].double().numpy()
+    slope, level = np.polyfit(out[seen], names["covariate"].double().numpy()[seen], 1)
+    rest = (names["covariate"].double().numpy()[seen] - level - slope * out[seen]).var()
+    variance = rest + slope**2 * out.var()
+    b, m = slope * out.var() / variance, level + slope * out.mean()
+    expected = {"b": b, "a": out.mean() - b * m, "m": m, "t": variance**0.5, "s": (out.var() - b**2 * variance) ** 0.5}
+    found = gaps.median()
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, abs=0.005)
+
+    below = torch.stack([(names["answer"] <= k).double().mean() for k in (0, 1)])
+    drawn = ordinal.sample_posterior(20_000)["cut"].std(0).double()
+    torch.testing.assert_close(drawn, (300 * below * (1 - below)).rsqrt(), rtol=0.03, atol=0)
+
+    z = names["series"].double()
+    phi = (z[1:] @ z[:-1]) / (z[:-1] @ z[:-1])
+    std = ((z[1:] - phi * z[:-1]).square().mean() / (z[:-1] @ z[:-1])).sqrt()
+    assert float(series.median()["phi"]) == pytest.approx(float(phi), abs=1e-3)
+    assert float(series.covariance[0, 0].sqrt()) == pytest.approx(float(std), rel=1e-2)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

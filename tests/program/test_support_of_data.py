@@ -307,3 +307,34 @@ def test_new_data_and_test_data_are_looked_at_too():
         with pytest.raises(pl.InvalidData) as error:
             call()
         assert "2.5 at [1]" in str(error.value), name
+
+
+# --- data that do not go with their distribution ------------------------------------------------------
+
+
+def line(x, y=None):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(b * x, 1.0), obs=y)
+
+
+def labelled(x, y=None):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Bernoulli(logits=b * x), obs=y)
+
+
+@pytest.mark.parametrize("turned", ["data", "predictor"])
+def test_a_column_beside_a_row_is_refused(turned):
+    """Broadcast together, 20 data would be 400."""
+    x = torch.linspace(-1.0, 1.0, 20)
+    data = (x, x[:, None]) if turned == "data" else (x[:, None], x)
+    with pytest.raises(pl.InvalidData, match=r"'y'.*\[20, 20\] data.*same shape"):
+        pl.fit_laplace(line, data, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_labels_of_another_dtype_are_refused(dtype):
+    x = torch.linspace(-1.0, 1.0, 20)
+    with pytest.raises(pl.InvalidData, match=r"'y'.*Bernoulli.*y.float\(\)"):
+        pl.fit_laplace(labelled, (x, (x > 0).to(dtype)), progress=False)
