@@ -166,7 +166,7 @@ def test_map_guide_from_a_users_own_training(param_mode):
     svi = SVI(case.model, map_guide, PyroOptim(torch.optim.Adam, {"lr": 0.02}), Trace_ELBO())
     for _ in range(300):
         svi.step(*case.data)
-    guide = pl.fit_laplace(case.model, case.data, map_guide)
+    guide = pl.fit_laplace(case.model, case.data, map_guide, curvature="ggn")
     mode = case.flat.mode()
     assert_close(case.flat.unconstrain(guide.median()), mode, rtol=1e-5, atol=1e-5)
     assert_close(guide.precision.to_dense(), case.flat.ggn(mode), rtol=1e-4, atol=1e-4)

@@ -117,6 +117,7 @@ PROPER = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 @pytest.mark.parametrize("prior", PROPER)
 def test_a_proper_prior_holds_separated_classes(prior):
     """However vague or heavy-tailed."""
@@ -133,6 +134,7 @@ def test_a_flat_prior_that_the_data_bound_is_no_matter():
     pl.fit_laplace(classes(flat(2), logits), (x, y), progress=False, on_not_a_mode="raise")
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 def test_a_border_of_the_support_is_a_maximum_of_the_constrained_density():
     """A half-Cauchy scale's density is highest at zero, where the constrained values end."""
 
