@@ -530,6 +530,7 @@ BY_HESSIAN = [student_t_prior, hierarchy, student_t_data, two_sites, one_noise_o
     ids=lambda given: getattr(given, "__name__", given),
 )
 @pytest.mark.filterwarnings("ignore:curvature='ggn' is the information that data of this model hold on average")
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 def test_gradients_of_programs(make, curvature):
     case = make()
     guide = fitted(case, curvature=curvature)
