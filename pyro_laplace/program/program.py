@@ -103,7 +103,6 @@ class Program:
             derived = frozenset(name for name, site in run.observed.items() if site.value.requires_grad)
             refuse_outside_support(run, derived, leaves=True)
             refuse_used_missing(run)
-            refuse_local(run, 1 if data.one_batch else sum(1 for _ in islice(data, 2)))
             theta = pack(latents, {name: site.value.detach() for name, site in run.latents.items()})
             program = Program(
                 model,
@@ -116,6 +115,8 @@ class Program:
                 start=theta,
                 params=params or {},
             )
+            for second in islice(() if data.one_batch else data, 1, 2):
+                refuse_local(run, lambda batch=second: program.run(theta, Chunk(batch)))
             if run.discrete:
                 run = program.run(theta, Chunk(first))
                 refuse_shared_discrete(run, data.one_batch)

@@ -1,6 +1,6 @@
 """What a program must be for a Laplace approximation, and what to do where it is not."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -195,23 +195,22 @@ def refuse_used_missing(run: Run) -> None:
             )
 
 
-def refuse_local(run: Run, batches: int) -> None:
+def refuse_local(run: Run, again: Callable[[], Run]) -> None:
     """Refuse a latent site with a value for each datum, where the data come in several batches.
 
     Args:
         run: the program's run on the first batch.
-        batches: how many there are, if not more than two.
+        again: runs it on the second one, where another shape of the site is refused by its sizes.
 
     Raises:
         UnsupportedProgram: naming the site and its plates.
     """
-    if batches < 2:
-        return
     plates = {name: {frame.name for frame in site.frames} for name, site in run.observed.items() if site.frames}
     for name, site in run.latents.items():
         own = {frame.name for frame in site.frames}
         inside = next((observed for observed, around in plates.items() if around <= own), None)
         if inside is not None:
+            again()
             raise UnsupportedProgram(
                 f"latent site {name!r} has a value for each datum of {inside!r} (both are inside the plates "
                 f"{sorted(own)}), and the data come in several batches, of which each would share these values with "
