@@ -163,6 +163,7 @@ def test_random_scales_have_a_mode(kind, structure):
     torch.testing.assert_close(weight[0], torch.tensor([2.0, 0.0, 0.0]), rtol=0, atol=0.15)
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 def test_the_horseshoe_shrinks_noise_more_than_signal():
     x = torch.randn(60, 3)
     y = 2 * x[:, 0] + 0.3 * torch.randn(60)

@@ -327,6 +327,7 @@ def local_to_rows(x, y):
         pyro.sample("y", dist.Poisson((x @ w + e).exp()), obs=y.abs().round())
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 @pytest.mark.parametrize("model", [horseshoe, groups, prior_depends_on_site, local_to_rows], ids=lambda m: m.__name__)
 def test_priors_and_hierarchies(model):
     batch = data()
@@ -429,6 +430,7 @@ REPARAMETRISED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 @pytest.mark.filterwarnings("ignore:.*does not commute with initialization:RuntimeWarning")
 @pytest.mark.parametrize("name", REPARAMETRISED)
 def test_reparametrisations(name):

@@ -254,12 +254,14 @@ def test_a_scale_that_collapses_from_a_given_point():
     assert_says(error, "'theta'", "'tau'")
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 def test_the_remedy_of_a_collapse():
     model = poutine.reparam(eight_schools, config={"theta": LocScaleReparam(0.0)})
     guide = pl.fit_laplace(model, SCHOOLS, progress=False, on_not_a_mode="raise")
     assert float(guide.median()["tau"]) > 1.0
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_mode_beside_two_singularities(dtype):
     """Growth curves with flat priors on both spreads, which are all but zero where a search first ends."""
@@ -293,6 +295,7 @@ def test_a_small_noise_is_no_collapse():
     assert float(guide.median()["noise"]) == pytest.approx(1e-5, rel=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 def test_a_hierarchy_that_has_a_mode():
     case = hierarchical()
     assert float(pl.fit_laplace(case.model, case.data, progress=False).median()["tau"]) > 0

@@ -149,6 +149,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 @pytest.mark.parametrize("model", SHAPES, ids=lambda model: model.__name__)
 def test_default_arguments_end_at_a_mode(model):
     """And the exact Hessian is positive definite there."""
