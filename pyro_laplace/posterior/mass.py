@@ -30,20 +30,22 @@ def tell_of_far_mass(search: Search, found: PosteriorAt, statistical: bool) -> N
         statistical: whether the program is no network: of one, whose draws predict through the linearised program, only
             sites of several scales are looked at.
     """
-    chunks = list(search.loop.chunks())
-    rows = sum(chunk.rows or 1 for chunk in chunks)
-    if rows * settings.mass_draws > settings.mass_rows:
-        return
     anchor = found.likelihood.anchor
+    size = _elements_of_one(search, anchor)
+    if size * settings.mass_draws_one_by_one > settings.mass_elements:
+        return
+    chunks = list(search.loop.chunks())
     half = torch.randn(settings.mass_draws // 2, anchor.size, generator=torch.Generator().manual_seed(0))
     white = torch.stack([half, -half], 1).flatten(0, 1).to(found.theta)
     draws = anchor.theta[anchor.index] + found.precision.color(white)
-    log_joint, gradients = _evaluated(search, anchor, draws, chunks)
+    at_once = size * len(draws) <= settings.pass_elements
+    log_joint, gradients = _evaluated(search, anchor, draws, chunks if at_once else [])
     log_weight = log_joint + 0.5 * white[: len(log_joint)].double().square().sum(-1)
     weight = torch.softmax(log_weight.nan_to_num(nan=-torch.inf, neginf=-torch.inf), 0)
-    share = float(1 / weight.square().sum()) / len(weight)
+    share = float((1 / weight.square().sum()).nan_to_num(nan=0.0)) / len(weight)
     finite = gradients.isfinite().all(-1)
     shift = found.precision.solve(gradients[finite].mean(0)) / found.precision.variance().double().sqrt()
+    shift = shift.nan_to_num(nan=torch.inf)  # where the density is finite at no draw at all
     far = shift.abs() > settings.mass_shift
     for name, (span, _) in anchor.spans.items():
         latent = anchor.latents[name]
@@ -66,7 +68,13 @@ def tell_of_far_mass(search: Search, found: PosteriorAt, statistical: bool) -> N
 
 
 def _evaluated(search: Search, anchor: Anchor, draws: Tensor, chunks: list[Chunk]) -> tuple[Tensor, Tensor]:
-    """The log joint at draws [draws, free] of the free coordinates, and its gradient, in float64."""
+    """The log joint at draws [draws, free] of the free coordinates, and its gradient, in float64.
+
+    All at once on some chunks; without these, or where that cannot be, at the first draws one by one.
+
+    Returns:
+        both, of as many draws as were evaluated.
+    """
 
     def log_joint(free: Tensor) -> Tensor:
         theta = anchor.theta.index_copy(0, anchor.index, free)
@@ -80,11 +88,28 @@ def _evaluated(search: Search, anchor: Anchor, draws: Tensor, chunks: list[Chunk
         gradient, value = torch.func.grad_and_value(log_joint)(free)
         return value, gradient
 
-    try:
-        with undisturbed(), torch.no_grad():
-            values, gradients = vmapped(both, draws)
-    except (RuntimeError, LinAlgError):  # an operation that cannot be vectorised, or one draw that cannot be evaluated
+    if chunks:
+        try:
+            with undisturbed(), torch.no_grad():
+                values, gradients = vmapped(both, draws)
+            return values.double(), gradients.double()
+        except (RuntimeError, LinAlgError):  # what cannot be vectorised, or one draw that cannot be evaluated
+            pass
+    objective = search.objective(anchor.theta, anchor.index)
+    found = [objective.value_and_gradient(draw.double()) for draw in draws[: settings.mass_draws_one_by_one]]
+    values, gradients = (-torch.stack(each) for each in zip(*found, strict=True))
+    return values, gradients
+
+
+def _elements_of_one(search: Search, anchor: Anchor) -> int:
+    """Elements that the graph of one log joint keeps: a Gaussian process has the square of its data."""
+    counts = [0]
+
+    def counted(tensor: Tensor) -> Tensor:
+        counts.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(counted, lambda tensor: tensor):
         objective = search.objective(anchor.theta, anchor.index)
-        found = [objective.value_and_gradient(draw.double()) for draw in draws[: settings.mass_draws_one_by_one]]
-        values, gradients = (-torch.stack(each) for each in zip(*found, strict=True))
-    return values.double(), gradients.double()
+        objective.value_and_gradient(objective.start)
+    return sum(counts)

@@ -103,8 +103,8 @@ class Numerics:
     mass_draws_one_by_one: int = 60
     """The same where the program cannot be run on all at once."""
 
-    mass_rows: int = 2**22
-    """Draws times rows of data up to which they are made."""
+    mass_elements: int = 2**26
+    """Elements that the graphs of all draws, one by one, may have in sum: beyond, they cost more than the fit."""
 
     mass_share: float = 0.2
     """Effective share of the draws from which on the posterior is this Gaussian, whatever else is found."""
