@@ -374,3 +374,12 @@ def test_what_nothing_determines_is_refused(dtype, curvature):
             pl.fit_laplace(level_and_field, (y,), curvature=curvature, progress=False)
     finally:
         torch.set_default_dtype(torch.float64)
+
+
+def test_a_costly_program_is_drawn_one_by_one_or_not_at_all():
+    data = (torch.randn(30, generator=generator(4)) * 1.8,)
+    with pl.settings.using(pass_elements=1), pytest.warns(pl.LaplaceWarning, match=r"mass.*'spread'"):
+        pl.fit_laplace(schools, data, progress=False)
+    with pl.settings.using(mass_elements=1), warnings.catch_warnings():
+        warnings.simplefilter("error", pl.LaplaceWarning)
+        pl.fit_laplace(schools, data, progress=False)
