@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Independent, TransformedDistribution
+from torch.distributions import Distribution, Independent, Transform, TransformedDistribution
 
 WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 """What leaves a distribution what it is."""
@@ -51,8 +51,20 @@ def core(fn: Any) -> Any:
 
 
 def tensors_of(fn: Any) -> list[Tensor]:
-    """The tensors that the core of a distribution is made of."""
-    return [value for value in vars(core(fn)).values() if isinstance(value, Tensor)]
+    """The tensors that a distribution is made of, those of distributions and transforms within it included."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    pending = [fn]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, list | tuple):
+            pending += part
+        elif isinstance(part, Distribution | Transform) and id(part) not in seen:
+            seen.add(id(part))
+            pending += vars(part).values()
+    return found
 
 
 def parameter_of(fn: Any) -> Tensor | None:

@@ -18,7 +18,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
-from pyro_laplace._compat.torch import plain_attention
+from pyro_laplace._compat.torch import plain_attention, plain_bags
 from pyro_laplace.unwrap import innermost
 
 __all__ = ["mask_of", "name_apart", "site_is_deterministic", "site_is_factor", "site_is_subsample", "undisturbed"]
@@ -136,8 +136,8 @@ _BLOCKS = _Blocks()
 def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
     """Run the user's program without leaving a trace of it.
 
-    Validation is off inside (its data-dependent checks cannot run under `torch.func`), and attention is computed by the
-    one kernel that can be differentiated forwards and twice; validation flags, the random
+    Validation is off inside (its data-dependent checks cannot run under `torch.func`), and attention and bags of words
+    are computed by kernels that can be differentiated forwards and twice; validation flags, the random
     state (if `rng`) and the set of names in the param store are what they were on leaving, exceptions included. Params
     that the program creates live until the outermost such block ends: they cannot be created under `torch.func`.
 
@@ -152,7 +152,7 @@ def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
     state = RandomState() if rng else None
     _BLOCKS.open += 1
     try:
-        with pyro.validation_enabled(False), plain_attention():
+        with pyro.validation_enabled(False), plain_attention(), plain_bags():
             yield state
     finally:
         _BLOCKS.open -= 1

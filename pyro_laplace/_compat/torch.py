@@ -157,6 +157,52 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextmanager
+def plain_bags() -> Iterator[None]:
+    """Compute `embedding_bag`, whose derivative has none of its own, by operations that have all of theirs."""
+    own = torch.embedding_bag
+    try:
+        torch.embedding_bag = _bags
+        yield
+    finally:
+        torch.embedding_bag = own
+
+
+def _bags(
+    weight: Tensor,
+    words: Tensor,
+    offsets: Tensor,
+    by_frequency: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    weights: Tensor | None = None,
+    last_offset: bool = False,
+    padding: int | None = None,
+) -> tuple[Tensor, None, None, None]:
+    """Rows of a table, summed (0), averaged (1) or maximised (2) over bags that begin at the offsets."""
+    count = len(offsets) - last_offset
+    bag = (
+        torch.searchsorted(offsets[:count].contiguous(), torch.arange(len(words), device=words.device), right=True) - 1
+    )
+    if padding is not None:
+        kept = words != padding
+        words, bag = words[kept], bag[kept]
+        weights = None if weights is None else weights[kept]
+    rows = weight[words] if weights is None else weight[words] * weights.unsqueeze(-1)
+    total = rows.new_zeros(count, rows.shape[1])
+    if mode == 2:
+        return (
+            total.scatter_reduce(0, bag.unsqueeze(-1).expand_as(rows), rows, "amax", include_self=False),
+            None,
+            None,
+            None,
+        )
+    total = total.index_add(0, bag, rows)
+    if mode == 1:
+        total = total / torch.bincount(bag, minlength=count).clamp(min=1).unsqueeze(-1)
+    return total, None, None, None
+
+
+@contextmanager
 def plain_layers() -> Iterator[None]:
     """Attention layers without their fused inference path, which has no derivative and cannot be batched over draws."""
     enabled = mha.get_fastpath_enabled()

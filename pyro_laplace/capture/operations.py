@@ -5,15 +5,16 @@ for broadcast axes.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from string import ascii_lowercase, ascii_uppercase
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pyro_laplace.capture.contraction import Contraction, contraction
+from pyro_laplace.capture.patches import by_axis, padded_input, patches_of, spread_input
 from pyro_laplace.settings import settings
 
 type Find = Callable[[Any], Tensor | None]
@@ -82,7 +83,8 @@ def _reversed_matmul(find: Find, given: Mapping[str, Any], output: Tensor) -> li
 def _addmm(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contraction] | None:
     if given["beta"] is not None or given["alpha"] is not None:
         return None
-    names = {"input": given["mat1"], "other": given["mat2"]}
+    factors = (value for name, value in given.items() if name not in ("input", "beta", "alpha"))
+    names: dict[str, Any] = dict(zip(("input", "other"), factors, strict=True))
     latent = [find(each) is not None for each in names.values()]
     product = _matmul(find, names, output) if any(latent) else []
     bias = find(given["input"])
@@ -117,6 +119,8 @@ def _inner(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contrac
 
 def _einsum(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contraction] | None:
     equation, operands = given["equation"], given["operands"]
+    if isinstance(operands, Tensor):
+        operands = (operands,)
     if not isinstance(equation, str) or "." in equation or len(operands) != 2:
         return None
     terms, _, out = equation.replace(" ", "").partition("->")
@@ -175,16 +179,11 @@ def _convolution(find: Find, given: Mapping[str, Any], output: Tensor) -> list[C
     kernel = weight.shape[2:]
     if find(a) is not None or a.dim() != weight.dim():
         return None
-    stride, dilation = (_each(given[name], 1, len(kernel)) for name in ("stride", "dilation"))
-    padding = given["padding"]
-    if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-        edges = [(each // 2, each - each // 2) for each in total]
-    else:
-        edges = [(each, each) for each in _each(padding, 0, len(kernel))]
+    stride, dilation = (by_axis(given[name], 1, len(kernel)) for name in ("stride", "dilation"))
     index = find(weight)
     rows = index.reshape(groups, weight.shape[0] // groups, -1) if index is not None else None
-    return _patched(_pad(a.detach(), edges), rows, kernel, stride, dilation, find(given["bias"]), groups, output)
+    padded = padded_input(a.detach(), given["padding"], kernel, dilation)
+    return _patched(padded, rows, kernel, stride, dilation, find(given["bias"]), groups, output)
 
 
 def _transposed_convolution(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contraction] | None:
@@ -193,18 +192,14 @@ def _transposed_convolution(find: Find, given: Mapping[str, Any], output: Tensor
     kernel = weight.shape[2:]
     if find(a) is not None or a.dim() != weight.dim():
         return None
-    stride, dilation = (_each(given[name], 1, len(kernel)) for name in ("stride", "dilation"))
-    padding, further = (_each(given[name], 0, len(kernel)) for name in ("padding", "output_padding"))
-    apart = a.new_zeros(*a.shape[:2], *(s * (size - 1) + 1 for s, size in zip(stride, a.shape[2:], strict=True)))
-    apart[(..., *(slice(None, None, s) for s in stride))] = a.detach()
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    edges = [(r - p, r - p + f) for r, p, f in zip(reach, padding, further, strict=True)]
+    stride, dilation = (by_axis(given[name], 1, len(kernel)) for name in ("stride", "dilation"))
+    apart = spread_input(a.detach(), kernel, stride, dilation, given["padding"], given["output_padding"])
     index = find(weight)
     if index is not None:
         index = index.flip(tuple(range(2, index.dim()))).reshape(groups, -1, *index.shape[1:])  # g, i, o, kernel
         index = index.transpose(1, 2).reshape(groups, weight.shape[1], -1)
     ones = [1] * len(kernel)
-    return _patched(_pad(apart, edges), index, kernel, ones, dilation, find(given["bias"]), groups, output)
+    return _patched(apart, index, kernel, ones, dilation, find(given["bias"]), groups, output)
 
 
 def _patched(
@@ -223,7 +218,7 @@ def _patched(
     ones = output.detach().new_ones(()).expand(n, t)
     found: list[Contraction] = []
     if index is not None:
-        patches = _patches(padded, kernel, stride, dilation)  # n t i, and a 1
+        patches = patches_of(padded, kernel, stride, dilation)  # n t i, and a 1
         patches, ones = patches[..., :-1], patches[..., -1]
         if groups == 1:
             found.append(Contraction(("nti", "oi", "not"), patches, index[0], (n, channels, t)))
@@ -233,31 +228,6 @@ def _patched(
     if bias is not None:
         found.append(Contraction(("nt", "o", "not"), ones, bias.reshape(-1), (n, channels, t), True))
     return found
-
-
-def _patches(padded: Tensor, kernel: torch.Size, stride: list[int], dilation: list[int]) -> Tensor:
-    """What each position of the kernel covers, and a 1 for the bias that may join it, [n, t, channels * kernel + 1]."""
-    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
-        padded = padded.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
-    dims = len(kernel)
-    windows = padded.permute(0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))  # n t c kernel
-    shape = windows.shape
-    patches = padded.new_empty(shape[0], shape[1 : 1 + dims].numel(), shape[1 + dims :].numel() + 1)
-    patches[..., :-1].view(shape).copy_(windows)
-    patches[..., -1] = 1.0
-    return patches
-
-
-def _each(value: Any, default: int, count: int) -> list[int]:
-    """An option of a convolution, one a spatial axis."""
-    if value is None:
-        return [default] * count
-    values = [value] if isinstance(value, int) else list(value)
-    return values * count if len(values) == 1 else values
-
-
-def _pad(a: Tensor, edges: list[tuple[int, int]]) -> Tensor:
-    return functional.pad(a, [each for pair in reversed(edges) for each in pair])
 
 
 def _embedding(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contraction] | None:
@@ -323,34 +293,79 @@ def _eps(given: Mapping[str, Any]) -> float:
     return 1e-5 if given["eps"] is None else given["eps"]
 
 
-_PAIR = ("input", "other")
-_SUM = ("input", "other", "alpha")
-_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+@dataclass(frozen=True)
+class Operation:
+    """What is known of a function of torch that latent values may enter.
 
-OPERATIONS: dict[str, tuple[tuple[str, ...], Handler]] = {
-    **dict.fromkeys(("matmul", "__matmul__", "mm", "mv", "bmm"), (_PAIR, _matmul)),
-    "__rmatmul__": (_PAIR, _reversed_matmul),
-    "inner": (_PAIR, _inner),
-    "linear": (("input", "weight", "bias"), _linear),
-    "addmm": (("input", "mat1", "mat2", "beta", "alpha"), _addmm),
-    **dict.fromkeys(("add", "__add__", "__radd__", "add_", "__iadd__"), (_SUM, _add)),
-    **dict.fromkeys(("sub", "subtract", "__sub__", "sub_", "__isub__"), (_SUM, _subtract)),
-    **dict.fromkeys(("rsub", "__rsub__"), (_SUM, _reversed_subtract)),
-    **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__"), (_PAIR, _multiply)),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), (_CONVOLUTION, _convolution)),
-    **dict.fromkeys([f"conv_transpose{d}d" for d in (1, 2, 3)], (_TRANSPOSED, _transposed_convolution)),
-    "embedding": (("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq"), _embedding),
-    "layer_norm": (("input", "normalized_shape", "weight", "bias", "eps"), _normalised(_layer_norm, True)),
-    "rms_norm": (("input", "normalized_shape", "weight", "eps"), _normalised(_rms_norm, True)),
-    "group_norm": (("input", "num_groups", "weight", "bias", "eps"), _normalised(_group_norm, False)),
-    "batch_norm": (
-        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-        _normalised(_batch_norm, False),
+    Attributes:
+        arguments: their names, in order.
+        role: what it is to the layers of a network. A "product" sums over its input and makes a layer, a "scale" makes
+            one where the latent is more than a number, and what a "sum" adds belongs to the layer that it is added to.
+        handler: from a call to its contractions; None where none is known and its latents need dense columns.
+    """
+
+    arguments: tuple[str, ...]
+    role: Literal["product", "scale", "sum"]
+    handler: Handler | None = None
+
+
+def _alike(
+    names: str, arguments: str, role: Literal["product", "scale", "sum"], handler: Handler | None = None
+) -> dict[str, Operation]:
+    """Functions that differ by their names alone, their words separated by spaces."""
+    return dict.fromkeys(names.split(), Operation(tuple(arguments.split()), role, handler))
+
+
+_PAIR, _SUM, _ADDED = "input other", "input other alpha", "input {} {} beta alpha"
+_CONVOLUTION = "input weight bias stride padding dilation groups"
+_TRANSPOSED = "input weight bias stride padding output_padding groups dilation"
+_STATISTICS = "input running_mean running_var weight bias training momentum eps"
+
+OPERATIONS: dict[str, Operation] = {
+    **_alike("matmul __matmul__ mm mv bmm dot vdot", _PAIR, "product", _matmul),
+    **_alike("__rmatmul__", _PAIR, "product", _reversed_matmul),
+    **_alike("inner", _PAIR, "product", _inner),
+    **_alike("einsum", "equation operands", "product", _einsum),
+    **_alike("linear", "input weight bias", "product", _linear),
+    **_alike("addmm addmm_", _ADDED.format("mat1", "mat2"), "product", _addmm),
+    **_alike("addmv addmv_", _ADDED.format("mat", "vec"), "product", _addmm),
+    **_alike("baddbmm baddbmm_", _ADDED.format("batch1", "batch2"), "product", _addmm),
+    **_alike("tensordot", "a b dims", "product"),
+    **_alike("outer ger addr addr_ linalg_multi_dot", "", "product"),
+    **_alike("bilinear", "input1 input2 weight bias", "product"),
+    **_alike("lstm gru rnn_tanh rnn_relu", "", "product"),
+    **_alike("conv1d conv2d conv3d", _CONVOLUTION, "product", _convolution),
+    **_alike("conv_transpose1d conv_transpose2d conv_transpose3d", _TRANSPOSED, "product", _transposed_convolution),
+    **_alike(
+        "embedding", "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse", "product", _embedding
     ),
+    **_alike("add __add__ __radd__ add_ __iadd__", _SUM, "sum", _add),
+    **_alike("sub subtract __sub__ sub_ subtract_ __isub__", _SUM, "sum", _subtract),
+    **_alike("rsub __rsub__", _SUM, "sum", _reversed_subtract),
+    **_alike("mul multiply __mul__ __rmul__", _PAIR, "scale", _multiply),
+    **_alike("mul_ multiply_ __imul__", _PAIR, "scale"),  # the activation is overwritten
+    **_alike("layer_norm", "input normalized_shape weight bias eps", "scale", _normalised(_layer_norm, True)),
+    **_alike("rms_norm", "input normalized_shape weight eps", "scale", _normalised(_rms_norm, True)),
+    **_alike("group_norm", "input num_groups weight bias eps", "scale", _normalised(_group_norm, False)),
+    **_alike("batch_norm", _STATISTICS, "scale", _normalised(_batch_norm, False)),
 }
+"""By name: what is captured, what makes a layer, and what is added to one. Another operation is one more line."""
 
-_ALIASES = {"mat2": "other", "vec": "other", "tensor": "other"}
+CHOICES = frozenset({"__getitem__", "index_select", "gather", "take", "take_along_dim"})
+"""What takes entries of a tensor by integers; by those of the data, it is a table's product with one-hot rows."""
+
+STRAIGHT = frozenset({"neg", "div", "true_divide", "mul", "sum", "mean", "squeeze", "to", "double", "float"})
+"""What leaves an activation linear in what made it, as sums and views do."""
+
+_ALIASES = {"mat2": "other", "vec": "other", "vec2": "other", "tensor": "other"}
+
+
+def is_composite(func: Callable[..., Any]) -> bool:
+    """Whether a function of `torch.nn.functional` is made of others and known by these alone: attention, say."""
+    if getattr(func, "__module__", "") != functional.__name__:
+        return False
+    operation = OPERATIONS.get(func.__name__)
+    return operation is None or operation.handler is None
 
 
 def contractions(
@@ -368,13 +383,13 @@ def contractions(
     Returns:
         the contractions, which account for all latent entries among the arguments; None if the call is not known.
     """
-    if kind == "einsum":
-        operands = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
-        return _einsum(find, {"equation": args[0], "operands": operands}, output) if operands else None
-    if kind not in OPERATIONS:
+    operation = OPERATIONS.get(kind)
+    if operation is None or operation.handler is None:
         return None
-    names, handler = OPERATIONS[kind]
+    if kind == "einsum" and len(args) > 2:
+        args = args[0], args[1:]
+    names = operation.arguments
     given: dict[str, Any] = dict.fromkeys(names) | dict(zip(names, args, strict=False))
     given |= {(_ALIASES.get(name, name) if name not in names else name): value for name, value in kwargs.items()}
-    known = len(args) <= len(names) and given.keys() <= {*names, "sparse"}
-    return handler(find, given, output) if known else None
+    known = len(args) <= len(names) and given.keys() == set(names)
+    return operation.handler(find, given, output) if known else None

@@ -12,21 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pyro_laplace._compat.torch import leaves_of, map_tree, without_override, without_torch_function
 from pyro_laplace.capture.contraction import Contraction, Output, Scale, Use
-from pyro_laplace.capture.operations import OPERATIONS, contractions, rows_of_table
+from pyro_laplace.capture.operations import contractions, is_composite, rows_of_table
 
-_VIEWS = {
+VIEWS = {
     "t", "transpose", "permute", "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "__getitem__",
     "unbind", "split", "chunk", "select", "narrow", "movedim", "swapaxes", "swapdims", "contiguous", "view_as", "clone",
     "__get__", "detach", "index_select", "expand", "expand_as", "broadcast_to", "flip", "roll", "reshape_as",
     "moveaxis", "tensor_split", "unsafe_chunk", "unsafe_split", "ravel", "adjoint",
 }  # fmt: skip
-
-_CHOOSING = {"__getitem__", "index_select"}
 
 
 @dataclass
@@ -138,7 +135,7 @@ class Capture(TorchFunctionMode):
             return func(*args, **kwargs)
         kind = getattr(func, "__name__", "")
         views = [view for leaf in given if (view := self._views.get(id(leaf))) is not None]
-        if views and kind not in OPERATIONS and getattr(func, "__module__", "") == functional.__name__:
+        if views and is_composite(func):
             with self:
                 return without_override(func)(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -146,7 +143,7 @@ class Capture(TorchFunctionMode):
         self._count_readers(given, outputs)
         if not views or not any(output.requires_grad for output in outputs):
             self._unknown += views if kind == "__setitem__" else []
-        elif kind not in _VIEWS or len(views) > 1 or not self._follow(func, args, kwargs, outputs, views[0]):
+        elif kind not in VIEWS or len(views) > 1 or not self._follow(func, args, kwargs, outputs, views[0]):
             self._record(kind, args, kwargs, result, views)
         return result
 
@@ -219,7 +216,11 @@ def _words(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
     chosen = args[-1] if not kwargs and len(args) > 1 else None
     if (func.__name__ == "index_select" and args[1] != 0) or not isinstance(chosen, Tensor) or chosen.dim() == 0:
         return None
-    return chosen if chosen.dtype in (torch.int64, torch.int32) and func.__name__ in _CHOOSING else None
+    return (
+        chosen
+        if chosen.dtype in (torch.int64, torch.int32) and func.__name__ in ("__getitem__", "index_select")
+        else None
+    )
 
 
 def _along_data(seen: list[_Seen], count: int, first: Callable[[], Tensor]) -> tuple[list[Use | Scale], list[_View]]:
