@@ -15,6 +15,7 @@ from torch.backends import mha, mkldnn
 from torch.distributions import Distribution, gamma
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils.weak import WeakIdKeyDictionary
 
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage] (documented as public)
 
@@ -59,6 +60,21 @@ def is_lazy(tensor: Any) -> bool:
 def renew_flat_weights(layer: nn.RNNBase) -> None:
     """Have a recurrent layer read the weights it has now, of which it keeps a list that `functional_call` overlooks."""
     layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
+
+
+_ENTRIES = WeakIdKeyDictionary()
+
+
+def entries_of(sparse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and values of a sparse matrix in any layout, which `torch.func` cannot convert: once for each."""
+    known = _ENTRIES.get(sparse)
+    if known is None or known[0] != sparse._version:
+        with torch.no_grad():
+            coo = sparse.detach().to_sparse_coo().coalesce()
+            rows, columns = coo.indices()
+            known = sparse._version, (rows, columns, coo.values())
+        _ENTRIES[sparse] = known
+    return known[1]
 
 
 def cast_like(fn: Any, like: Tensor) -> Any:

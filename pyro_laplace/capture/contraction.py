@@ -101,9 +101,13 @@ class Contraction:
 
         Returns:
             the contraction with the letter of its data, for each possibility; an axis that data and positions share is
-            split, data first and data last.
+            split, data first and data last. Of one datum every axis has positions.
         """
         a, w, out = self.letters
+        if count == 1:
+            free = next(letter for letter in ascii_letters if letter not in a + w + out)
+            letters = free + a, w, free + out
+            return [(replace(self, letters=letters, inputs=self.inputs.unsqueeze(0), shape=(1, *self.shape)), free)]
         kept = [(letter, size) for letter, size in zip(out, self.shape, strict=True) if letter in a and letter not in w]
         if whole := [letter for letter, size in kept if size == count]:
             return [(self, letter) for letter in whole]

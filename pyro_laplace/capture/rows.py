@@ -50,7 +50,7 @@ class Cut:
         values, form = flattened(_tree(batch))
         if form != self.form:
             return None
-        counts = {len(values[i]) for i in self.leaves if isinstance(values[i], Tensor) and values[i].dim()}
+        counts = {len(values[i]) for i in self.leaves if _has_rows(values[i])}
         same = batch is first or all(
             _equal(one, other) for i, (one, other) in enumerate(zip(values, flattened(_tree(first))[0], strict=True))
             if i not in self.leaves
@@ -85,12 +85,12 @@ def cut_of(program: Program, data: Data) -> Cut | None:
         return None
     batch = _first_rows(data)
     values, form = flattened(_tree(batch))
-    tensors = [each for each in values if isinstance(each, Tensor) and each.dim()]
+    tensors = [each for each in values if _has_rows(each)]
     alone = data.one_batch or (hasattr(data.source, "__len__") and len(data.source) == 1)
     if not tensors or (alone and sum(each.nbytes for each in tensors) < settings.cut_bytes):
         return None
     count = len(tensors[0])
-    leaves = tuple(i for i, each in enumerate(values) if isinstance(each, Tensor) and each.dim() and len(each) == count)
+    leaves = tuple(i for i, each in enumerate(values) if _has_rows(each) and len(each) == count)
     half = min(count // 2, settings.cut_rows)
     if not half:
         return None
@@ -112,11 +112,16 @@ def _first_rows(data: Data) -> Batch:
     """The first batch; of batches of one row the first two together, so that there is something to divide."""
     first, *others = itertools.islice(iter(data), 2)
     values, form = flattened(_tree(first))
-    lengths = {len(each) for each in values if isinstance(each, Tensor) and each.dim()}
+    lengths = {len(each) for each in values if _has_rows(each)}
     if lengths != {1} or not others:
         return first
-    leaves = tuple(i for i, each in enumerate(values) if isinstance(each, Tensor) and each.dim())
+    leaves = tuple(i for i, each in enumerate(values) if _has_rows(each))
     return Cut(form, leaves, math.inf).join([first, *others])
+
+
+def _has_rows(value: Any) -> bool:
+    """Whether something given may have a row for each datum; a sparse tensor's are no rows to be taken one by one."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.dim() > 0
 
 
 def _noise(like: Tensor) -> Tensor:

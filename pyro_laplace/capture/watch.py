@@ -99,7 +99,7 @@ class Capture(TorchFunctionMode):
         found += [view.chosen.output for view in self._unknown if view.chosen is not None]
         return list({id(output): output for output in found}.values())
 
-    def captured(self, count: int, first: Callable[[], Tensor]) -> Captured:
+    def captured(self, count: int, first: Callable[[], Tensor], among: set[int] | None = None) -> Captured:
         """What was seen, once the program has run.
 
         A bias that is added to a product, whose output nothing else reads, is that product's: they have one gradient.
@@ -108,11 +108,13 @@ class Capture(TorchFunctionMode):
             count: the number of data; an operation's axis of that size, or a part of an axis, is taken for theirs.
             first: gives a scalar function of the first datum's outputs, which tells the data's axis from others of that
                 size.
+            among: the outputs, by id, that count; all of them if it is not given.
 
         Returns:
             the uses of latent entries, a datum's row at a time.
         """
-        found, failed = _along_data(self._seen, count, first)
+        counted = [each for each in self._seen if among is None or id(each.output) in among]
+        found, failed = _along_data(counted, count, first)
         unknown = [*self._unknown, *failed]
         chosen = {id(view.chosen): view.chosen for view in unknown if view.chosen is not None}
         tables = {key: rows_of_table(each.index, each.words, each.values) for key, each in chosen.items()}

@@ -97,6 +97,10 @@ class SiteRoot:
         products = torch.einsum("...ok,...o->...k", self.vectors, outputs)
         return products.sum(tuple(range(-1 - self.joint, -1))) if self.joint else products
 
+    def as_one(self) -> "SiteRoot":
+        """The same with all data for one datum, which has as many more columns."""
+        return SiteRoot(lambda site: self.outputs(site).unsqueeze(0), self.vectors.unsqueeze(0), self.joint)
+
     def by_datum(self, site: Site) -> tuple[Tensor, Tensor]:
         """f [n, b, e, o] and its vectors [n, b, e, o, k]: row (n, b, k) of the root sums over the entries e."""
         axes = self.vectors.dim() - 2 - self.joint
@@ -129,9 +133,20 @@ class Root:
         """Which data have a row that is not zero [n]; the others are masked, or a chunk's repetitions."""
         return torch.stack([site_root.live for site_root in self.sites.values()]).any(0)
 
-    def only(self, name: str) -> "Root":
-        """The root of one observed site."""
-        return Root(self.program, self.chunk, {name: self.sites[name]})
+    def only(self, *names: str) -> "Root":
+        """The root of some of the observed sites."""
+        return Root(self.program, self.chunk, {name: self.sites[name] for name in names})
+
+    def by_size(self) -> list["Root"]:
+        """The same in parts, each of observed sites of equally many data."""
+        sizes: dict[int | None, list[str]] = {}
+        for name, site in self.sites.items():
+            sizes.setdefault(site.num_obs, []).append(name)
+        return [self.only(*names) for names in sizes.values()]
+
+    def as_one(self) -> "Root":
+        """The same rows as those of one datum alone: what needs no row to be one datum's."""
+        return Root(self.program, self.chunk, {name: site.as_one() for name, site in self.sites.items()})
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace._typing import Values
 from pyro_laplace.data import Batch
 from pyro_laplace.program.entries import without_masked_nan
+from pyro_laplace.program.sparse import SparseProducts, has_sparse
 from pyro_laplace.unwrap import parameter_of
 
 
@@ -149,6 +150,7 @@ class Recorder(Messenger):
         if site_is_subsample(msg):
             self._subsample(msg)
             return
+        self._refuse_again(msg["name"])
         missing = self._is_missing(msg)
         if missing:
             msg["infer"]["enumerate"] = None
@@ -164,6 +166,16 @@ class Recorder(Messenger):
                 self._take_one(msg)
             else:
                 self._replace(msg)
+
+    def _refuse_again(self, name: str) -> None:
+        run = self.run
+        if any(name in kind for kind in (run.latents, run.observed, run.factors, run.deterministic, run.discrete)):
+            raise UnsupportedProgram(
+                f"site {name!r} is sampled twice in one run of the model, and a name stands for one site. If it is a "
+                "parameter of a network that is called twice, make the network an attribute of a PyroModule whose "
+                "forward is the program: its parameters are then drawn once a call. Or call it once, on "
+                "torch.cat([first, second])"
+            )
 
     def _subsample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -280,6 +292,8 @@ def run_model(model: Callable[..., Any], batch: Batch, recorder: Recorder) -> Ru
         if recorder.enumeration is not None:
             stack.enter_context(recorder.enumeration)
         stack.enter_context(recorder)
+        if has_sparse(batch):
+            stack.enter_context(SparseProducts())
         model(*batch.args, **batch.kwargs)
     return recorder.run
 

@@ -27,6 +27,7 @@ class Columns:
         factors: captured pairs (a, G) and dense columns of a root A: what is added is A'A.
         direct: the inputs and the Fisher information of a layer that is the likelihood's own.
         rest: what had to be had by automatic differentiation.
+        data: a name for the data that these columns are of; terms over the same data have one.
         with_inputs: whether the inputs a count; of columns that come in slices, those of the first slice do.
     """
 
@@ -34,6 +35,7 @@ class Columns:
     factors: Factors | None = None
     direct: Direct | None = None
     rest: Rest | None = None
+    data: str = ""
     with_inputs: bool = True
 
     def rooted(self) -> Iterator[Factors] | None:
@@ -71,9 +73,9 @@ class Columns:
     def over(self, chosen: Tensor) -> "Columns":
         """The same over some of the free coordinates, by their place among them; the others are held."""
         if self.rest is not None:
-            return Columns(len(chosen), rest=self.rest.over(chosen), with_inputs=self.with_inputs)
+            return Columns(len(chosen), rest=self.rest.over(chosen))
         factors = restrict(self._factors, chosen, self.size)
-        return Columns(len(chosen), factors=factors, with_inputs=self.with_inputs)
+        return Columns(len(chosen), factors=factors, data=self.data, with_inputs=self.with_inputs)
 
     @property
     def _factors(self) -> Factors:

@@ -15,6 +15,7 @@ from pyro_laplace.capture.contraction import Scale
 from pyro_laplace.capture.layers import Layer, layers_of
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Root
+from pyro_laplace.program.run import Site
 from pyro_laplace.reading.gradients import Gradients, dense_rows
 from pyro_laplace.reading.records import Factors, Product
 from pyro_laplace.reading.verification import independent
@@ -84,6 +85,9 @@ class Factored:
 def factor(run: CapturedRun, root: Root, anchor: Anchor, check: bool = True) -> Factored | None:
     """Factor a curvature's root; None where the program does not have the structure that this needs.
 
+    All sites of the root are of equally many data. Of a program that has other sites besides, the products count that
+    lead to these.
+
     Args:
         run: the program's run, captured.
         root: on its chunk.
@@ -98,7 +102,9 @@ def factor(run: CapturedRun, root: Root, anchor: Anchor, check: bool = True) -> 
     count = counts.pop() if len(counts) == 1 else None
     if run.capture is None or count is None:
         return None
-    captured = run.capture.captured(count, lambda: _first_datum(run, root))
+    apart = any(_num_data(site) != count for site in run.run.observed.values())
+    among = _reached(run, root) if apart else None
+    captured = run.capture.captured(count, lambda: _first_datum(run, root), among)
     free = anchor.whole_sites
     uncaptured = {name for name in free if program.latents[name].constrained} | (captured.opaque & free)
     if captured.scales and captured.uses:  # a scale and a weight at once
@@ -110,9 +116,11 @@ def factor(run: CapturedRun, root: Root, anchor: Anchor, check: bool = True) -> 
     scales = [scale for scale in captured.scales if run.site_of(scale.index) in names]
     outputs = [each.output for each in (*uses, *scales)]
     gradients = {name: Gradients.of_site(run, name, site, outputs) for name, site in root.sites.items()}
-    if check and ("rows", names) not in run.verdicts:
-        run.verdicts["rows", names] = independent(run, gradients, uses, scales, names, settings.streamed_elements)
-    if check and not run.verdicts["rows", names]:
+    question = f"rows of {', '.join(root.sites)}" + (", one datum" if count == 1 else ""), names
+    if check and question not in run.verdicts:
+        score = None if apart else run.score
+        run.verdicts[question] = independent(run, gradients, uses, scales, names, score, settings.streamed_elements)
+    if check and not run.verdicts[question]:
         return None
     held = [torch.arange(place.start, place.stop) for name, place in program.layout.items() if name in uncaptured]
     nothing = torch.zeros(0, dtype=torch.long, device=anchor.theta.device)
@@ -126,6 +134,22 @@ def factor(run: CapturedRun, root: Root, anchor: Anchor, check: bool = True) -> 
         torch.cat([nothing, *(each.to(nothing) for each in held)]),
         anchor.positions,
     )
+
+
+def _num_data(site: Site) -> int | None:
+    return site.fn.batch_shape[0] if site.fn.batch_shape else None
+
+
+def _reached(run: CapturedRun, root: Root) -> set[int]:
+    """The captured outputs, by id, that the outputs of a root's sites are made of."""
+    outputs = [] if run.capture is None else run.capture.outputs()
+    with torch.enable_grad():
+        total = torch.stack([site.outputs(run.run.observed[name]).sum() for name, site in root.sites.items()]).sum()
+    if not outputs or not total.requires_grad:
+        return set()
+    edges = [output.edge for output in outputs]
+    grads = torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True)
+    return {id(output) for output, g in zip(outputs, grads, strict=True) if g is not None}
 
 
 def _first_datum(run: CapturedRun, root: Root) -> Tensor:

@@ -1,6 +1,7 @@
 """From the run of one chunk to what it adds to each likelihood term's curvature."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pyro_laplace._typing import Terms
 from pyro_laplace.capture.anchor import Anchor
@@ -14,43 +15,65 @@ from pyro_laplace.reading.rest import DenseRoot, ExactHessian
 from pyro_laplace.reading.restrict import restrict
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """In what form a structure takes what is read off a run.
+
+    Attributes:
+        direct: whether a layer that is the likelihood's own may be given by its Fisher information.
+        products: whether there is no use for dense rows: data that reach one another's rows then are one datum.
+        elements: of gradients that are held at a time; where all columns have more, they come in slices.
+    """
+
+    direct: bool
+    products: bool
+    elements: int
+
+
 def exact_terms(run: CapturedRun, root: Root | None) -> Terms:
     """The terms of the log likelihood that a root does not cover: they have their exact Hessian."""
     covered = frozenset() if root is None else root.sites.keys()
     return tuple(sorted(run.program.terms - covered))
 
 
-def columns_of(
-    run: CapturedRun, root: Root | None, anchor: Anchor, direct: bool, elements: int
-) -> Iterator[tuple[Terms, Columns]]:
+def columns_of(run: CapturedRun, root: Root | None, anchor: Anchor, wanted: Wanted) -> Iterator[tuple[Terms, Columns]]:
     """What a chunk adds to the curvature.
 
     Args:
         run: the program's run, captured if there is a root.
         root: of the curvature on its chunk, or None where it has none.
         anchor: theta and its free coordinates, among those of the run.
-        direct: whether a layer that is the likelihood's own may be given by its Fisher information.
-        elements: of gradients that are held at a time; where all columns have more, they come in slices.
+        wanted: in what form.
 
     Yields:
         the terms, and some of their columns.
     """
     if root is not None and root.sites:
-        found = direct_of(run, root, anchor) if direct else None
-        captured = _captured(run, root, anchor, elements) if found is None else None
+        found = direct_of(run, root, anchor) if wanted.direct else None
         if found is not None:
             yield tuple(root.sites), Columns(anchor.size, direct=found)
-        elif captured is None:
-            for name in root.sites:
-                yield (name,), Columns(anchor.size, rest=DenseRoot(root.only(name), anchor))
         else:
-            seen: set[str] = set()
-            for name, factors in captured:
-                yield (name,), Columns(anchor.size, factors=factors, with_inputs=name not in seen)
-                seen.add(name)
+            for part in root.by_size():
+                yield from _of_part(run, part, anchor, wanted)
     exact = exact_terms(run, root)
     if exact:
         yield exact, Columns(anchor.size, rest=ExactHessian(run.program, run.chunk, exact, anchor))
+
+
+def _of_part(run: CapturedRun, root: Root, anchor: Anchor, wanted: Wanted) -> Iterator[tuple[Terms, Columns]]:
+    """The columns of observed sites of equally many data: as products with weights, or by dense rows of their root."""
+    captured = _captured(run, root, anchor, wanted.elements)
+    if captured is None and wanted.products:
+        captured = _captured(run, root.as_one(), anchor, wanted.elements)
+    if captured is None:
+        for name in root.sites:
+            yield (name,), Columns(anchor.size, rest=DenseRoot(root.only(name), anchor))
+        return
+    seen: set[str] = set()
+    data = next(iter(root.sites))
+    for name, factors in captured:
+        yield (name,), Columns(anchor.size, factors=factors, data=data, with_inputs=name not in seen)
+        seen.add(name)
 
 
 def _captured(run: CapturedRun, root: Root, anchor: Anchor, elements: int) -> Iterator[tuple[str, Factors]] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace.capture.contraction import Scale, Use
-from pyro_laplace.capture.run import CapturedRun
+from pyro_laplace.capture.run import CapturedRun, Score
 from pyro_laplace.reading.gradients import Gradients
 from pyro_laplace.settings import settings
 
@@ -27,6 +27,7 @@ def independent(
     uses: list[Use],
     scales: list[Scale],
     names: frozenset[str],
+    score: Score | None,
     elements: int,
 ) -> bool:
     """Whether rows are independent and all uses of the sites seen.
@@ -37,14 +38,15 @@ def independent(
         uses: the products with the sites' entries.
         scales: the entries that meet an activation of their own.
         names: the latent sites.
+        score: of the log likelihood, where the uses are all that it went through.
         elements: of gradients that may be held.
 
     Returns:
         whether both hold.
     """
     unsure: frozenset[str] | None = names
-    if run.score.outputs:
-        unsure = unexplained(run, uses, scales, run.score.outputs, run.score.leaves, names)
+    if score is not None and score.outputs:
+        unsure = unexplained(run, uses, scales, score.outputs, score.leaves, names)
     for number, gradients in enumerate(sites.values()):
         if unsure is None:
             return False

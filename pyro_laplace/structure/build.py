@@ -18,7 +18,7 @@ from pyro_laplace.curvature.root import Curvature, Root
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.reading.prior import Prior, prior_of
-from pyro_laplace.reading.read import columns_of, exact_terms
+from pyro_laplace.reading.read import Wanted, columns_of, exact_terms
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.diag import DiagSum
 from pyro_laplace.structure.full import Full
@@ -164,7 +164,12 @@ class _Running:
         self.statistics: dict[str, TermStatistics] = {}
         self.gradient = torch.zeros(anchor.size, dtype=torch.float64, device=anchor.theta.device)
         self.verdicts: Verdicts = {}
-        self.direct = _parts(structure, anchor) is None and all(_parts_have(structure, "takes_direct"))
+        streams = all(_parts_have(structure, "streams"))
+        self.wanted = Wanted(
+            direct=_parts(structure, anchor) is None and all(_parts_have(structure, "takes_direct")),
+            products=any(_parts_have(structure, "needs_products")),
+            elements=settings.streamed_elements if streams else settings.together_elements,
+        )
 
     def take(self, program: Program, chunk: Chunk, curvature: Curvature, jacobian: bool) -> None:
         """Run the program on a chunk, and add what it says."""
@@ -173,12 +178,7 @@ class _Running:
             root = curvature.root(program, run.run, chunk, self.seen)
             if not self.sums:
                 self._plan(run, root, jacobian)
-            elements = (
-                settings.streamed_elements
-                if all(_parts_have(self.structure, "streams"))
-                else settings.together_elements
-            )
-            for terms, columns in columns_of(run, root, self.anchor, self.direct, elements):
+            for terms, columns in columns_of(run, root, self.anchor, self.wanted):
                 self.sums[terms].add(columns)
             for name, own in statistics_of(run).items():
                 self.statistics[name] = self.statistics[name] + own if name in self.statistics else own

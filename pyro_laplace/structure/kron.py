@@ -35,6 +35,7 @@ class KronSum(Sum):
     """
 
     needs_root: ClassVar[bool] = True
+    needs_products: ClassVar[bool] = True
     takes_direct: ClassVar[bool] = True
     streams: ClassVar[bool] = True
 
@@ -93,7 +94,7 @@ class KronSum(Sum):
                 "or 'diag'"
             )
         for product in by_weight(factors.products):
-            layer = self._layer(product.index, product.has_bias)
+            layer = self._layer(product.index, product.has_bias, columns.data)
             layer.add(product, self.shared, columns.with_inputs, self.dtype)
         if len(factors.dense_index):
             places = self._places_of(factors.dense_index)
@@ -122,7 +123,7 @@ class KronSum(Sum):
 
     @classmethod
     def weighted(cls, parts: Sequence[tuple["KronSum", float]]) -> "KronSum":
-        """Terms over the same data have the same inputs: their gradients' factors add up."""
+        """Terms over the same data have the same inputs: their gradients' factors add up. Over other data both do."""
         first = parts[0][0]
         total = cls(first.anchor, first.shared, first.dtype)
         if len(parts) == 1:
@@ -133,9 +134,7 @@ class KronSum(Sum):
         for part, factor in parts:
             total._work_like(part)
             for layer in part.layers:
-                own = total._layer(layer.index, layer.has_bias)
-                own.inputs, own.count = layer.inputs.clone(), layer.count
-                own.gradients = own.gradients + layer.gradients * factor
+                total._layer(layer.index, layer.has_bias).add_term(layer, factor)
             total._add_dense(part.index, part.matrix * factor)
         return total
 
@@ -188,11 +187,11 @@ class KronSum(Sum):
             placed.append((self.index, dense_posterior(self.matrix, everything, prior.over(self.index), anchor)))
         return Precision(placed)
 
-    def _layer(self, index: Tensor, has_bias: bool) -> KronFactors:
+    def _layer(self, index: Tensor, has_bias: bool, data: str = "") -> KronFactors:
         """The factors over these coordinates, which may be new ones."""
         found = next((layer for layer in self.layers if layer.is_over(index)), None)
         if found is None:
-            found = KronFactors.empty(index, has_bias)
+            found = KronFactors.empty(index, has_bias, frozenset({data} if data else ()))
             self.layers.append(found)
         return found
 

@@ -28,6 +28,7 @@ class KronFactors:
         gradients: sum of g g' [o, o].
         count: data times positions, N T.
         has_bias: whether the last input is the 1 of a bias.
+        data: names of the data that they are summed over.
         whitened: of "inputs" and "gradients" the eigenpairs that the last prior asked for.
     """
 
@@ -36,13 +37,14 @@ class KronFactors:
     gradients: Tensor
     count: int
     has_bias: bool
+    data: frozenset[str] = frozenset()
     whitened: dict[str, Whitened] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def empty(index: Tensor, has_bias: bool) -> "KronFactors":
+    def empty(index: Tensor, has_bias: bool, data: frozenset[str] = frozenset()) -> "KronFactors":
         """Of no data."""
         out, fan_in = (torch.zeros(n, n, dtype=torch.float64, device=index.device) for n in index.shape)
-        return KronFactors(index, fan_in, out, 0, has_bias)
+        return KronFactors(index, fan_in, out, 0, has_bias, data)
 
     def is_over(self, index: Tensor) -> bool:
         """Whether these are its coordinates."""
@@ -75,6 +77,14 @@ class KronFactors:
             _add_products_with_own(self.gradients, gradients.mT.flatten(0, 1), dtype)
         else:
             _add_gram(self.gradients, gradients.flatten(0, 2), dtype)
+
+    def add_term(self, other: "KronFactors", factor: float) -> None:
+        """Add another term of the likelihood, times a number; its inputs count unless they are there already."""
+        self.whitened.clear()
+        self.gradients = self.gradients + other.gradients * factor
+        if not self.count or not other.data <= self.data:
+            self.inputs, self.count = self.inputs + other.inputs, self.count + other.count
+        self.data |= other.data
 
     def merge(self, other: "KronFactors") -> None:
         """Add the factors over other data."""
@@ -124,13 +134,14 @@ class KronFactors:
 
     def state(self) -> State:
         """As plain tensors and numbers."""
-        return {name: value for name, value in vars(self).items() if name != "whitened"}
+        plain = {name: value for name, value in vars(self).items() if name != "whitened"}
+        return {**plain, "data": sorted(self.data)}
 
     @staticmethod
     def from_state(state: State) -> "KronFactors":
         """What `state` gave, in tensors of its own."""
         index, inputs, gradients = (state[name].clone() for name in ("index", "inputs", "gradients"))
-        return KronFactors(index, inputs, gradients, state["count"], state["has_bias"])
+        return KronFactors(index, inputs, gradients, state["count"], state["has_bias"], frozenset(state["data"]))
 
 
 def by_weight(products: list[Product]) -> list[Product]:

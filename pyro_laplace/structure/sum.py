@@ -72,6 +72,9 @@ class Sum(SumOverData):
     needs_root: ClassVar[bool] = False
     """Whether it can hold nothing but the A'A of a root: no exact Hessian."""
 
+    needs_products: ClassVar[bool] = False
+    """Whether it holds products with weights alone, and has no use for dense rows."""
+
     takes_direct: ClassVar[bool] = False
     """Whether it makes use of a layer's Fisher information in place of its root."""
 
