@@ -74,6 +74,43 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
+class Lookup:
+    """Entries of latent sites that the data choose one by one, ``z[n,j] = w[index[n,j]]``, from a long table.
+
+    Attributes:
+        index: the entries' coordinates in theta [n, j].
+        output: the operation's result.
+        rows: from gradients of `output` `[k, *shape]`, the derivatives in the entries [k, n, j].
+    """
+
+    index: Tensor
+    output: Output
+    rows: Callable[[Tensor], Tensor]
+
+    @staticmethod
+    def of(entries: Tensor, words: Tensor, output: Output, count: int) -> "Lookup | None":
+        """What ``table[words]`` is to so many data.
+
+        Args:
+            entries: coordinates in theta, of the result's shape: the words' axes, and then the table's others.
+            words: the chosen rows.
+            output: the result.
+            count: the number of data.
+
+        Returns:
+            the lookup; None if the words have no axis for the data.
+        """
+        axis = next((axis for axis, size in enumerate(words.shape) if size == count), None)
+        if axis is None:
+            return None
+
+        def rows(gradients: Tensor) -> Tensor:
+            return gradients.movedim(1 + axis, 1).reshape(len(gradients), count, -1)
+
+        return Lookup(entries.movedim(axis, 0).reshape(count, -1), output, rows)
+
+
+@dataclass(frozen=True, eq=False)
 class Contraction:
     """``output = sum inputs * W``, in letters.
 

@@ -230,14 +230,6 @@ def _patched(
     return found
 
 
-def _embedding(find: Find, given: Mapping[str, Any], output: Tensor) -> list[Contraction] | None:
-    index = find(given["weight"])
-    if index is None or given["max_norm"] is not None:
-        return None
-    found = rows_of_table(index, given["input"], output)
-    return None if found is None else [found]
-
-
 def rows_of_table(index: Tensor, chosen: Tensor, output: Tensor) -> Contraction | None:
     """Rows of a table [v, ...] chosen by integers: a product with one-hot rows, over the chosen words if v is large."""
     if not 0 < chosen.dim() < 20:
@@ -336,9 +328,7 @@ OPERATIONS: dict[str, Operation] = {
     **_alike("lstm gru rnn_tanh rnn_relu", "", "product"),
     **_alike("conv1d conv2d conv3d", _CONVOLUTION, "product", _convolution),
     **_alike("conv_transpose1d conv_transpose2d conv_transpose3d", _TRANSPOSED, "product", _transposed_convolution),
-    **_alike(
-        "embedding", "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse", "product", _embedding
-    ),
+    **_alike("embedding", "weight input", "product"),  # a view, by rows that are chosen
     **_alike("add __add__ __radd__ add_ __iadd__", _SUM, "sum", _add),
     **_alike("sub subtract __sub__ sub_ subtract_ __isub__", _SUM, "sum", _subtract),
     **_alike("rsub __rsub__", _SUM, "sum", _reversed_subtract),

@@ -15,15 +15,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_laplace._compat.torch import leaves_of, map_tree, without_override, without_torch_function
-from pyro_laplace.capture.contraction import Contraction, Output, Scale, Use
+from pyro_laplace.capture.contraction import Contraction, Lookup, Output, Scale, Use
 from pyro_laplace.capture.operations import contractions, is_composite, rows_of_table
 
 VIEWS = {
     "t", "transpose", "permute", "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "__getitem__",
     "unbind", "split", "chunk", "select", "narrow", "movedim", "swapaxes", "swapdims", "contiguous", "view_as", "clone",
     "__get__", "detach", "index_select", "expand", "expand_as", "broadcast_to", "flip", "roll", "reshape_as",
-    "moveaxis", "tensor_split", "unsafe_chunk", "unsafe_split", "ravel", "adjoint",
+    "moveaxis", "tensor_split", "unsafe_chunk", "unsafe_split", "ravel", "adjoint", "embedding",
 }  # fmt: skip
+
+
+_CHOOSING = {"__getitem__", "index_select", "embedding"}
 
 
 @dataclass
@@ -33,12 +36,28 @@ class Captured:
     Attributes:
         uses: the products, in the order in which they ran.
         scales: the latent entries that each meet an activation of their own.
+        lookups: the latent entries that the data choose one by one.
         opaque: names of the sites that were also used in some other way.
     """
 
     uses: list[Use] = field(default_factory=list)
     scales: list[Scale] = field(default_factory=list)
+    lookups: list[Lookup] = field(default_factory=list)
     opaque: set[str] = field(default_factory=set)
+
+    def among(self, chosen: Callable[[Tensor], bool]) -> "Captured":
+        """What belongs to some sites, by the coordinates in theta that are these sites'."""
+        return Captured(
+            [use for use in self.uses if chosen(use.index)],
+            [scale for scale in self.scales if chosen(scale.index)],
+            [lookup for lookup in self.lookups if chosen(lookup.index)],
+            self.opaque,
+        )
+
+    @property
+    def outputs(self) -> list[Output]:
+        """The results of the operations."""
+        return [each.output for each in (*self.uses, *self.scales, *self.lookups)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +68,10 @@ class _Chosen:
     words: Tensor
     values: Tensor
     output: Output
+
+    def lookup(self, count: int) -> Lookup | None:
+        """The entries one by one, for a table that is too long for one-hot rows."""
+        return Lookup.of(self.index[self.words], self.words, self.output, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +138,11 @@ class Capture(TorchFunctionMode):
         """
         counted = [each for each in self._seen if among is None or id(each.output) in among]
         found, failed = _along_data(counted, count, first)
-        unknown = [*self._unknown, *failed]
+        unknown = [
+            view
+            for view in (*self._unknown, *failed)
+            if among is None or view.chosen is None or id(view.chosen.output) in among
+        ]
         chosen = {id(view.chosen): view.chosen for view in unknown if view.chosen is not None}
         tables = {key: rows_of_table(each.index, each.words, each.values) for key, each in chosen.items()}
         seen = [
@@ -124,10 +151,17 @@ class Capture(TorchFunctionMode):
             if table is not None
         ]
         embedded, failed = _along_data(seen, count, first)
-        opaque = [*failed, *(view for view in unknown if tables.get(id(view.chosen)) is None)]
         found += embedded
+        long = {key: each for key, each in chosen.items() if tables[key] is None}
+        lookups = {key: each.lookup(count) for key, each in long.items()}
+        opaque = [
+            *failed,
+            *(view for view in unknown if id(view.chosen) not in chosen or lookups.get(id(view.chosen), 0) is None),
+        ]
         uses, scales = [use for use in found if isinstance(use, Use)], [use for use in found if isinstance(use, Scale)]
-        return Captured(uses, scales, {view.name for view in opaque})
+        return Captured(
+            uses, scales, [each for each in lookups.values() if each is not None], {view.name for view in opaque}
+        )
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; record what it did to latent entries."""
@@ -157,15 +191,13 @@ class Capture(TorchFunctionMode):
                 output.readers += 1
 
     def _record(self, kind: str, args: Any, kwargs: Any, result: Any, views: list[_View]) -> None:
-        accounted: list[_View] = []
-
-        def find(leaf: Any) -> Tensor | None:
-            view = self._views.get(id(leaf)) if isinstance(leaf, Tensor) else None
-            accounted.extend([] if view is None else [view])
-            return None if view is None else view.index
-
-        found = contractions(kind, find, args, kwargs, result) if isinstance(result, Tensor) else None
-        if found is None or not set(map(id, views)) <= set(map(id, accounted)):
+        whole = [view for view in views if view.chosen is None]
+        found = self._contractions(kind, args, kwargs, result, views)
+        if found is None and len(whole) < len(views):  # rows that data chose of a table are an activation to others
+            self._unknown += [view for view in views if view.chosen is not None]
+            views = whole
+            found = self._contractions(kind, args, kwargs, result, views) if views else []
+        if found is None:
             self._unknown += views
             found = []
         output = Output(result) if found else None
@@ -178,6 +210,22 @@ class Capture(TorchFunctionMode):
         if output is not None:
             self._outputs[id(result)] = output
             self._alive.append(result)
+
+    def _contractions(
+        self, kind: str, args: Any, kwargs: Any, result: Any, views: list[_View]
+    ) -> list[Contraction] | None:
+        """What a call does to some latent entries; None if it is not known, or not of all of them."""
+        ids, accounted = {id(view) for view in views}, set()
+
+        def find(leaf: Any) -> Tensor | None:
+            view = self._views.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            if view is None or id(view) not in ids:
+                return None
+            accounted.add(id(view))
+            return view.index
+
+        found = contractions(kind, find, args, kwargs, result) if isinstance(result, Tensor) else None
+        return found if found is not None and ids <= accounted else None
 
     def _follow(self, func: Callable[..., Any], args: Any, kwargs: Any, outputs: list[Tensor], view: _View) -> bool:
         """Apply a view to the coordinates as the program applied it to the values."""
@@ -214,15 +262,13 @@ def _tensors(arguments: Iterable[Any]) -> list[Tensor]:
 
 
 def _words(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
-    """The integers by which ``table[words]`` or ``table.index_select(0, words)`` chooses rows."""
-    chosen = args[-1] if not kwargs and len(args) > 1 else None
-    if (func.__name__ == "index_select" and args[1] != 0) or not isinstance(chosen, Tensor) or chosen.dim() == 0:
+    """The integers by which ``table[words]``, ``table.index_select(0, words)`` or an embedding chooses rows."""
+    kind, chosen = func.__name__, args[-1] if not kwargs and len(args) > 1 else None
+    if kind == "embedding":
+        chosen = args[1]
+    if (kind == "index_select" and args[1] != 0) or not isinstance(chosen, Tensor) or chosen.dim() == 0:
         return None
-    return (
-        chosen
-        if chosen.dtype in (torch.int64, torch.int32) and func.__name__ in ("__getitem__", "index_select")
-        else None
-    )
+    return chosen if chosen.dtype in (torch.int64, torch.int32) and kind in _CHOOSING else None
 
 
 def _along_data(seen: list[_Seen], count: int, first: Callable[[], Tensor]) -> tuple[list[Use | Scale], list[_View]]:

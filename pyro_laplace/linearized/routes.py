@@ -285,6 +285,12 @@ def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, place
     for scale in factored.scales:
         rows = scale.rows(pulled[id(scale.output)]).transpose(0, 1)
         yield columns(places[factored.position[scale.index]], rows.detach())
+    for each in factored.lookups:
+        present, place = each.index.unique(return_inverse=True)
+        rows = each.rows(pulled[id(each.output)]).transpose(0, 1)
+        wide = rows.new_zeros(*rows.shape[:2], len(present))
+        wide = wide.scatter_add(2, place.unsqueeze(1).expand(rows.shape), rows)
+        yield columns(places[factored.position[present]], wide.detach())
     if len(factored.dense_index):
         rows = dense_rows(factored.run, factored.root, factored.dense_index)[name]
         yield columns(places[factored.position[factored.dense_index]], rows.to(outputs).detach())

@@ -41,7 +41,7 @@ class Columns:
     def rooted(self) -> Iterator[Factors] | None:
         """The rows of a root, as factors, some after the other; None where there is no root."""
         if self.rest is None:
-            return iter([self._factors])
+            return iter([self._factors.without_entries()])
         rows = self.rest.rows()
         return None if rows is None else (of_rows(each) for each in rows)
 
@@ -67,7 +67,7 @@ class Columns:
         if self.rest is not None:
             return self.rest.matrix()
         gram = Gram(self.size, self._factors.dense_index.device)
-        gram.add(self._factors)
+        gram.add(self._factors.without_entries())
         return gram.matrix()
 
     def over(self, chosen: Tensor) -> "Columns":

@@ -40,13 +40,19 @@ def direct_of(run: CapturedRun, root: Root | None, anchor: Anchor) -> Direct | N
         return None
     captured = run.capture.captured(len(information.weight), lambda: eta[0].sum())
     layers = layers_of(captured.uses)
-    if len(layers) != 1 or captured.scales or captured.opaque or not _covers(layers[0].index, anchor):
+    if (
+        len(layers) != 1
+        or captured.scales
+        or captured.lookups
+        or captured.opaque
+        or not _covers(layers[0].index, anchor)
+    ):
         return None
     names = anchor.whole_sites
     if not run.score.outputs:
         return None
     if ("uses", names) not in run.verdicts:
-        unsure = unexplained(run, captured.uses, [], run.score.outputs, run.score.leaves, names)
+        unsure = unexplained(run, captured, run.score.outputs, run.score.leaves, names)
         run.verdicts["uses", names] = unsure == set()  # neither None, of uses not seen, nor sites that tell nothing
     if not run.verdicts["uses", names]:
         return None

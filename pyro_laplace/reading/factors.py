@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_laplace.capture.anchor import Anchor
-from pyro_laplace.capture.contraction import Scale
+from pyro_laplace.capture.contraction import Lookup, Scale
 from pyro_laplace.capture.layers import Layer, layers_of
 from pyro_laplace.capture.run import CapturedRun
+from pyro_laplace.capture.watch import Captured
 from pyro_laplace.curvature.root import Root
 from pyro_laplace.program.run import Site
 from pyro_laplace.reading.gradients import Gradients, dense_rows
-from pyro_laplace.reading.records import Factors, Product
+from pyro_laplace.reading.records import Entries, Factors, Product
 from pyro_laplace.reading.verification import independent
 from pyro_laplace.settings import settings
 
@@ -32,6 +33,7 @@ class Factored:
         gradients: of its columns, by observed site.
         layers: the products with the free sites' entries.
         scales: the free sites' entries that meet an activation of their own.
+        lookups: the free sites' entries that the data choose one by one.
         scale_index: their coordinates in theta, ascending.
         dense_index: coordinates in theta that were not captured.
         position: of each coordinate of theta among the free ones.
@@ -42,6 +44,7 @@ class Factored:
     gradients: dict[str, Gradients]
     layers: list[Layer]
     scales: list[Scale]
+    lookups: list[Lookup]
     scale_index: Tensor
     dense_index: Tensor
     position: Tensor
@@ -78,7 +81,11 @@ class Factored:
                 for layer in self.layers
             ]
             scaled = _scaled(self.scales, self.scale_index, found, (len(rows), len(columns)))
-            yield Factors(products, loose, torch.cat([rows[:, columns], scaled], -1), rest)
+            entries = [
+                Entries(self.position[each.index], each.rows(found[id(each.output)]).transpose(0, 1))
+                for each in self.lookups
+            ]
+            yield Factors(products, loose, torch.cat([rows[:, columns], scaled], -1), rest, entries)
             rest = rest[:0]
 
 
@@ -107,33 +114,42 @@ def factor(run: CapturedRun, root: Root, anchor: Anchor, check: bool = True) -> 
     captured = run.capture.captured(count, lambda: _first_datum(run, root), among)
     free = anchor.whole_sites
     uncaptured = {name for name in free if program.latents[name].constrained} | (captured.opaque & free)
-    if captured.scales and captured.uses:  # a scale and a weight at once
-        weights = torch.cat([use.index.reshape(-1) for use in captured.uses])
-        twice = (each for each in captured.scales if bool(torch.isin(each.index, weights).any()))
-        uncaptured |= {run.site_of(each.index) for each in twice}
+    uncaptured |= _in_several_ways(run, captured)
     names = free - uncaptured
-    uses = [use for use in captured.uses if run.site_of(use.index) in names]
-    scales = [scale for scale in captured.scales if run.site_of(scale.index) in names]
-    outputs = [each.output for each in (*uses, *scales)]
-    gradients = {name: Gradients.of_site(run, name, site, outputs) for name, site in root.sites.items()}
+    held = captured.among(lambda index: run.site_of(index) in names)
+    gradients = {name: Gradients.of_site(run, name, site, held.outputs) for name, site in root.sites.items()}
     question = f"rows of {', '.join(root.sites)}" + (", one datum" if count == 1 else ""), names
     if check and question not in run.verdicts:
         score = None if apart else run.score
-        run.verdicts[question] = independent(run, gradients, uses, scales, names, score, settings.streamed_elements)
+        run.verdicts[question] = independent(run, gradients, held, names, score, settings.streamed_elements)
     if check and not run.verdicts[question]:
         return None
-    held = [torch.arange(place.start, place.stop) for name, place in program.layout.items() if name in uncaptured]
+    dense = [torch.arange(place.start, place.stop) for name, place in program.layout.items() if name in uncaptured]
     nothing = torch.zeros(0, dtype=torch.long, device=anchor.theta.device)
     return Factored(
         run,
         root,
         gradients,
-        layers_of(uses),
-        scales,
-        torch.cat([nothing, *(scale.index for scale in scales)]).unique(),
-        torch.cat([nothing, *(each.to(nothing) for each in held)]),
+        layers_of(held.uses),
+        held.scales,
+        held.lookups,
+        torch.cat([nothing, *(scale.index for scale in held.scales)]).unique(),
+        torch.cat([nothing, *(each.to(nothing) for each in dense)]),
         anchor.positions,
     )
+
+
+def _in_several_ways(run: CapturedRun, captured: Captured) -> set[str]:
+    """The sites that are a scale and a weight at once, or are chosen from and used in another way besides."""
+    weights, scales, chosen = (
+        [run.site_of(each.index) for each in found] for found in (captured.uses, captured.scales, captured.lookups)
+    )
+    several = {name for name in chosen if name in weights or name in scales or chosen.count(name) > 1}
+    if scales and weights:
+        index = torch.cat([use.index.reshape(-1) for use in captured.uses])
+        twice = (each for each in captured.scales if bool(torch.isin(each.index, index).any()))
+        several |= {run.site_of(each.index) for each in twice}
+    return several
 
 
 def _num_data(site: Site) -> int | None:

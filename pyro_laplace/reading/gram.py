@@ -96,6 +96,8 @@ def diagonal_of(factors: Factors, size: int) -> Theta:
     else:
         for product in factors.products:
             total.index_add_(0, product.index.reshape(-1), _sum_of_squares(product))
+    for each in factors.entries:
+        total.index_add_(0, each.index.reshape(-1), each.squares().reshape(-1))
     dense = torch.cat([factors.dense.flatten(0, 1), factors.dense_only]).double()
     return total.index_add_(0, factors.dense_index, dense.square().sum(0))
 

@@ -5,7 +5,7 @@ weight, i inputs, o outputs, d dense coordinates. Row (n, k) of the root A in th
 ``sum_t g[n,k,t,o] a[n,t,i]``.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -42,6 +42,27 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
+class Entries:
+    """The root in coordinates that the data choose one by one, from a long table: row (n, k) has few that are not zero.
+
+    Attributes:
+        index: free coordinates [n, j]; a datum may have one of them several times.
+        gradients: of each [n, k, j].
+    """
+
+    index: Tensor
+    gradients: Tensor
+
+    def squares(self) -> Tensor:
+        """What the rows of a datum add to the diagonal of A'A at each of its coordinates [n, j], float64."""
+        g = self.gradients.double()
+        if self.index.shape[1] == 1:
+            return g.square().sum(1)
+        same = (self.index.unsqueeze(2) == self.index.unsqueeze(1)).double()  # n j l
+        return torch.einsum("nkj,njl,nkl->nj", g, same, g)
+
+
+@dataclass(frozen=True, eq=False)
 class Factors:
     """Some columns of the root of one observed site on one chunk.
 
@@ -53,24 +74,44 @@ class Factors:
         dense_index: free coordinates [d] that were not captured.
         dense: rows [n, k, d] in them for the columns that `products` have.
         dense_only: further rows [r, d] in which the captured coordinates are zero.
+        entries: captured coordinates that the data choose from long tables; none of two of them, or of a product.
     """
 
     products: list[Product]
     dense_index: Tensor
     dense: Tensor
     dense_only: Tensor
+    entries: list[Entries] = field(default_factory=list)
+
+    def without_entries(self) -> "Factors":
+        """The same with dense columns for the coordinates that the data chose."""
+        if not self.entries:
+            return self
+        n, k = self.dense.shape[:2]
+        index, columns, rest = [self.dense_index], [self.dense], [self.dense_only]
+        for each in self.entries:
+            present, place = each.index.unique(return_inverse=True)
+            wide = self.dense.new_zeros(n, k, len(present))
+            where = place.unsqueeze(1).expand(n, k, place.shape[1])
+            index.append(present)
+            columns.append(wide.scatter_add(2, where, each.gradients.to(wide)))
+            rest.append(self.dense_only.new_zeros(len(self.dense_only), len(present)))
+        joined, order = torch.cat(index).sort()
+        return Factors(self.products, joined, torch.cat(columns, -1)[..., order], torch.cat(rest, -1)[:, order])
 
     @property
     def elements(self) -> int:
         """How many elements they hold."""
         pairs = sum(product.inputs.numel() + product.gradients.numel() for product in self.products)
-        return pairs + self.dense.numel() + self.dense_only.numel()
+        chosen = sum(each.gradients.numel() for each in self.entries)
+        return pairs + chosen + self.dense.numel() + self.dense_only.numel()
 
     @property
     def elements_of_product(self) -> int:
         """How many elements `push` and `pull` have in memory for each vector."""
         inner = [product.inputs[..., 0].numel() * len(product.index) for product in self.products]
-        return sum(self.dense.shape[:2]) + max(inner, default=0)
+        chosen = [each.gradients.numel() for each in self.entries]
+        return sum(self.dense.shape[:2]) + max(inner + chosen, default=0)
 
     @property
     def live(self) -> Tensor:
@@ -78,6 +119,8 @@ class Factors:
         live = (self.dense != 0).any(-1)
         for product in self.products:
             live = live | (product.gradients != 0).flatten(2).any(-1)
+        for each in self.entries:
+            live = live | (each.gradients != 0).any(-1)
         return live
 
     @cached_property
@@ -88,7 +131,8 @@ class Factors:
     def of_data(self, kept: Tensor) -> "Factors":
         """Without the data that weigh nothing: Kronecker factors, whose inputs carry no weight, must not see them."""
         products = [replace(p, inputs=p.inputs[kept], gradients=p.gradients[kept]) for p in self.products]
-        return replace(self, products=products, dense=self.dense[kept])
+        entries = [Entries(each.index[kept], each.gradients[kept]) for each in self.entries]
+        return replace(self, products=products, dense=self.dense[kept], entries=entries)
 
     def push(self, vectors: Tensor) -> Tensor:
         """``A v`` of vectors v [v, params], [v, rows]."""
@@ -97,6 +141,8 @@ class Factors:
         for product in self.products:
             inner = torch.einsum("nti,voi->vnto", product.inputs, v[:, product.index])
             rows = rows + torch.einsum("nkto,vnto->vnk", product.gradients, inner)
+        for each in self.entries:
+            rows = rows + torch.einsum("nkj,vnj->vnk", each.gradients, v[:, each.index])
         return torch.cat([rows.flatten(1), v[:, self.dense_index] @ self.dense_only.to(v).mT], 1)
 
     def pull(self, rows: Tensor, size: int) -> Tensor:
@@ -108,6 +154,9 @@ class Factors:
             weights = torch.einsum("nkto,vnk->vnto", product.gradients, u.to(product.gradients))
             back = torch.einsum("vnto,nti->voi", weights, product.inputs)
             total.index_add_(1, product.index.reshape(-1), back.flatten(1).double())
+        for each in self.entries:
+            back = torch.einsum("nkj,vnk->vnj", each.gradients, u.to(each.gradients))
+            total.index_add_(1, each.index.reshape(-1), back.flatten(1).double())
         corner = torch.einsum("nkd,vnk->vd", self.dense.double(), u.double()) + rest.double() @ self.dense_only.double()
         return total.index_add_(1, self.dense_index, corner)
 
@@ -129,7 +178,9 @@ class Factors:
 
     @property
     def _like(self) -> Tensor:
-        return self.products[0].inputs if self.products else self.dense
+        if self.products:
+            return self.products[0].inputs
+        return self.entries[0].gradients if self.entries else self.dense
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyro_laplace.reading.records import Factors, Product
+from pyro_laplace.reading.records import Entries, Factors, Product
 
 
 def restrict(factors: Factors, chosen: Tensor, size: int) -> Factors:
@@ -41,7 +41,18 @@ def restrict(factors: Factors, chosen: Tensor, size: int) -> Factors:
             found, picked = _entries(product, where)
             index.append(found)
             columns.append(picked.to(factors.dense.dtype))
-    return _gathered(products, torch.cat(index), torch.cat(columns, -1), factors)
+    entries = [_kept(each, place) for each in factors.entries]
+    found = _gathered(products, torch.cat(index), torch.cat(columns, -1), factors)
+    return replace(found, entries=[each for each in entries if each.gradients.numel()])
+
+
+def _kept(entries: Entries, place: Tensor) -> Entries:
+    """The chosen ones among entries; those of no datum are left out, others are zero where they are not chosen."""
+    index = place[entries.index]
+    there = index >= 0
+    kept = there.any(0)
+    gradients = torch.where(there.unsqueeze(1), entries.gradients, 0.0)[..., kept]
+    return Entries(index[:, kept].clamp(min=0), gradients)
 
 
 def _gathered(products: list[Product], index: Tensor, columns: Tensor, factors: Factors) -> Factors:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pyro_laplace.capture.contraction import Scale, Use
 from pyro_laplace.capture.run import CapturedRun, Score
+from pyro_laplace.capture.watch import Captured
 from pyro_laplace.reading.gradients import Gradients
 from pyro_laplace.settings import settings
 
@@ -24,8 +24,7 @@ type _ByOutput = Mapping[int, Tensor]
 def independent(
     run: CapturedRun,
     sites: Mapping[str, Gradients],
-    uses: list[Use],
-    scales: list[Scale],
+    captured: Captured,
     names: frozenset[str],
     score: Score | None,
     elements: int,
@@ -35,8 +34,7 @@ def independent(
     Args:
         run: the program's run.
         sites: the columns of every observed site's root.
-        uses: the products with the sites' entries.
-        scales: the entries that meet an activation of their own.
+        captured: what was seen of the sites' entries.
         names: the latent sites.
         score: of the log likelihood, where the uses are all that it went through.
         elements: of gradients that may be held.
@@ -46,7 +44,7 @@ def independent(
     """
     unsure: frozenset[str] | None = names
     if score is not None and score.outputs:
-        unsure = unexplained(run, uses, scales, score.outputs, score.leaves, names)
+        unsure = unexplained(run, captured, score.outputs, score.leaves, names)
     for number, gradients in enumerate(sites.values()):
         if unsure is None:
             return False
@@ -55,7 +53,7 @@ def independent(
         generator = torch.Generator().manual_seed(number)
         u, plain, mixed = gradients.mixtures(generator, elements)
         if not _rows_scale(
-            uses, scales, plain, mixed, u, _tolerance(run.anchor.theta, settings.rows_apart, settings.rows_apart_single)
+            captured, plain, mixed, u, _tolerance(run.anchor.theta, settings.rows_apart, settings.rows_apart_single)
         ):
             return False
         if unsure:
@@ -65,20 +63,18 @@ def independent(
                 gradients.eta, list(leaves.values()), weights, retain_graph=True, allow_unused=True
             )
             found = {name: g for name, g in zip(leaves, grads, strict=True) if g is not None}
-            if unexplained(run, uses, scales, mixed, found, unsure) is None:
+            if unexplained(run, captured, mixed, found, unsure) is None:
                 return False
     return unsure is not None
 
 
-def _rows_scale(
-    uses: list[Use], scales: list[Scale], plain: _ByOutput, mixed: _ByOutput, u: Tensor, tolerance: float
-) -> bool:
+def _rows_scale(captured: Captured, plain: _ByOutput, mixed: _ByOutput, u: Tensor, tolerance: float) -> bool:
     """Whether ``h_n = u_n g_n``."""
-    for scale in scales:
-        g, h = (scale.rows(each[id(scale.output)].unsqueeze(0)) for each in (plain, mixed))  # 1 n d
+    for each in (*captured.scales, *captured.lookups):
+        g, h = (each.rows(found[id(each.output)].unsqueeze(0)) for found in (plain, mixed))  # 1 n d
         if not _close(h, g * u.reshape(1, -1, 1), tolerance):
             return False
-    for use in uses:  # a bias too: its data may have been taken for another axis
+    for use in captured.uses:  # a bias too: its data may have been taken for another axis
         g, h = (use.positions(each[id(use.output)].unsqueeze(0)) for each in (plain, mixed))  # 1 n t o
         if not _close(h, g * u.reshape(1, -1, 1, 1), tolerance):
             return False
@@ -87,8 +83,7 @@ def _rows_scale(
 
 def unexplained(
     run: CapturedRun,
-    uses: list[Use],
-    scales: list[Scale],
+    captured: Captured,
     outputs: _ByOutput,
     leaves: Mapping[str, Tensor],
     names: frozenset[str],
@@ -97,13 +92,14 @@ def unexplained(
     theta, layout = run.anchor.theta, run.program.layout
     found = torch.zeros_like(theta, dtype=torch.float64)
     bound, error = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    alone = _large_and_alone(run, uses, scales)
-    for scale in scales:
-        (h,) = scale.rows(outputs[id(scale.output)].unsqueeze(0))  # n d
-        found.index_add_(0, scale.index, h.sum(0).double())
-        name = run.site_of(scale.index)
+    alone = _large_and_alone(run, captured)
+    for each in (*captured.scales, *captured.lookups):
+        (h,) = each.rows(outputs[id(each.output)].unsqueeze(0))  # n d
+        index = each.index.expand(h.shape).reshape(-1)
+        found.index_add_(0, index, h.reshape(-1).double())
+        name = run.site_of(index)
         bound[name] = max(bound.get(name, 0.0), float(h.norm()) * len(h) ** 0.5)
-    for use in uses:
+    for use in captured.uses:
         h = use.positions(outputs[id(use.output)].unsqueeze(0)).flatten(0, 2)  # nt o
         a, name = use.inputs.flatten(0, 1), run.site_of(use.index)  # nt i
         bound[name] = max(bound.get(name, 0.0), float(h.norm() * a.norm()))
@@ -125,11 +121,11 @@ def _tolerance(like: Tensor, double: float, single: float) -> float:
     return {torch.float64: double, torch.float32: single}.get(like.dtype, settings.half_rounding)
 
 
-def _large_and_alone(run: CapturedRun, uses: list[Use], scales: list[Scale]) -> set[str]:
+def _large_and_alone(run: CapturedRun, captured: Captured) -> set[str]:
     """The sites of many coordinates that one product alone uses, as the matrix that they are, or its transpose."""
-    owners = [run.site_of(each.index) for each in (*uses, *scales)]
+    owners = [run.site_of(each.index) for each in (*captured.uses, *captured.scales, *captured.lookups)]
     found = set()
-    for use in uses:
+    for use in captured.uses:
         name = run.site_of(use.index)
         if use.index.numel() > settings.probed_coordinates and owners.count(name) == 1:
             place = run.program.layout[name]

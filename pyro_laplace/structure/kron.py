@@ -86,7 +86,7 @@ class KronSum(Sum):
         if columns.direct is not None:
             self._layer(columns.direct.index, columns.direct.has_bias).add_direct(columns.direct, self.dtype)
             return
-        factors = columns.factors
+        factors = None if columns.factors is None else columns.factors.without_entries()
         if factors is None:
             raise UnsupportedProgram(
                 f"structure='kron' needs products of data with the weights of sites {list(self.anchor.touched)}, one "
