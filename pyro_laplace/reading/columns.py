@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.reading.gram import Gram, diagonal_of
+from pyro_laplace.reading.gram_times import gram_times
 from pyro_laplace.reading.records import Direct, Factors, of_rows
 from pyro_laplace.reading.rest import Rest
 from pyro_laplace.reading.restrict import restrict
-from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,7 @@ class Columns:
         """Its products with vectors [v, params], in float64."""
         if self.rest is not None:
             return self.rest.times(vectors)
-        factors = self._factors
-        step = max(1, settings.pass_elements // max(1, factors.elements_of_product))
-        return torch.cat([factors.pull(factors.push(some), self.size) for some in vectors.split(step)])
+        return gram_times(self._factors, vectors, self.size)
 
     def matrix(self) -> Matrix:
         """All of it [params, params], in float64."""

@@ -148,7 +148,7 @@ class Factors:
     def pull(self, rows: Tensor, size: int) -> Tensor:
         """``A'u`` of weights u [v, rows] over `size` coordinates, [v, size] in float64."""
         n, k = self.dense.shape[:2]
-        u, rest = rows[:, : n * k].reshape(-1, n, k), rows[:, n * k :]
+        u, rest = rows[:, : n * k].reshape(len(rows), n, k), rows[:, n * k :]
         total = torch.zeros(len(rows), size, dtype=torch.float64, device=rows.device)
         for product in self.products:
             weights = torch.einsum("nkto,vnk->vnto", product.gradients, u.to(product.gradients))

@@ -16,6 +16,7 @@ from pyro_laplace.data import as_data
 from pyro_laplace.likelihood import likelihood_of
 from pyro_laplace.program.program import Program
 from pyro_laplace.reading import factors, gradients
+from pyro_laplace.reading.gram_times import gram_times
 from pyro_laplace.structure.build import sum_over_data
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -225,3 +226,16 @@ def test_a_use_that_was_not_seen_is_found_out(hidden, transposed, large):
     with undisturbed(), torch.no_grad(), pl.settings.using(probed_coordinates=large):
         found = factors_of(program, anchored(program, program.start), next(program.chunks(data)))
     assert (found is None) == hidden
+
+
+@pytest.mark.parametrize("elements", [1, 2**24])
+@pytest.mark.parametrize("name", CASES)
+def test_products_with_many_vectors_are_those_of_the_matrix(name, elements):
+    program, data, point = problem(name)
+    expected = naive(program, point, data)
+    vectors = torch.randn(40, point.size, generator=torch.Generator().manual_seed(2))
+    total = torch.zeros_like(vectors)
+    with undisturbed(), torch.no_grad(), pl.settings.using(pass_elements=elements):
+        for factors in factors_of(program, point, next(program.chunks(data))):
+            total += gram_times(factors, vectors, point.size)
+    torch.testing.assert_close(total, vectors @ expected, rtol=1e-9, atol=1e-9)
