@@ -38,7 +38,7 @@ def gram_times(factors: Factors, vectors: Tensor, size: int) -> Tensor:
     v = vectors.to(made[0].inputs)
     for start in range(0, len(factors.dense), step):
         part = slice(start, start + step)
-        rows = [_slice(product, part).rows().flatten(0, 1) for product in made]  # nk oi
+        rows = [_product_of(product, part).rows().flatten(0, 1) for product in made]  # nk oi
         beside = _part(others, part)
         u = beside.push(v)
         there = len(rows[0])
@@ -56,7 +56,7 @@ def _rows_pay(product: Product, vectors: int) -> bool:
     return k * (t + 2 * vectors) < 2 * vectors * t
 
 
-def _slice(product: Product, part: slice) -> Product:
+def _product_of(product: Product, part: slice) -> Product:
     return replace(product, inputs=product.inputs[part], gradients=product.gradients[part])
 
 

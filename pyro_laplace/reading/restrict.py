@@ -41,12 +41,12 @@ def restrict(factors: Factors, chosen: Tensor, size: int) -> Factors:
             found, picked = _entries(product, where)
             index.append(found)
             columns.append(picked.to(factors.dense.dtype))
-    entries = [_kept(each, place) for each in factors.entries]
+    entries = [_chosen_entries(each, place) for each in factors.entries]
     found = _gathered(products, torch.cat(index), torch.cat(columns, -1), factors)
     return replace(found, entries=[each for each in entries if each.gradients.numel()])
 
 
-def _kept(entries: Entries, place: Tensor) -> Entries:
+def _chosen_entries(entries: Entries, place: Tensor) -> Entries:
     """The chosen ones among entries; those of no datum are left out, others are zero where they are not chosen."""
     index = place[entries.index]
     there = index >= 0
