@@ -126,3 +126,61 @@ def test_a_program_without_products_has_no_last_layer():
     data = as_data({"y": Y})
     with pytest.raises(pl.InvalidOption, match=r"no product .* name the sites .*'mu'"):
         select("last_layer", Program.trace(model, data), data)
+
+
+NESTED = {
+    "Beta": (2, lambda f: dist.Beta(f[:, 0].exp(), f[:, 1].exp())),
+    "MixtureSameFamily": (
+        4,
+        lambda f: dist.MixtureSameFamily(dist.Categorical(logits=f[:, :2]), dist.Normal(f[:, 2:], 0.5)),
+    ),
+    "AffineTransform": (
+        2,
+        lambda f: dist.TransformedDistribution(
+            dist.Logistic(torch.zeros(len(f)), 1.0), [dist.transforms.AffineTransform(f[:, 0], f[:, 1].exp())]
+        ),
+    ),
+    "ZeroInflatedPoisson": (2, lambda f: dist.ZeroInflatedPoisson(f[:, 0].exp(), gate=f[:, 1].sigmoid())),
+    "BetaBinomial": (2, lambda f: dist.BetaBinomial(f[:, 0].exp(), f[:, 1].exp(), 5)),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_the_last_layer_is_seen_through_what_its_output_goes_into(name):
+    outputs, likelihood = NESTED[name]
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs))
+    model = pl.bayesianize(net, prior=pl.nn.Isotropic(1.0), likelihood=likelihood)
+    data = as_data((X, Y.clamp(0.1, 0.9).round() if "Po" in name or "Bin" in name else Y.clamp(0.1, 0.9)))
+    assert select("last_layer", Program.trace(model, data), data) == ("2.weight", "2.bias")
+
+
+def test_the_last_layer_before_a_factor():
+    def model(x, y=None):
+        w1, w2 = pyro.sample("w1", normal(3, 4)), pyro.sample("w2", normal(4))
+        b, sigma = pyro.sample("b", normal()), pyro.sample("sigma", dist.HalfNormal(1.0))
+        f = torch.tanh(x @ w1) @ w2 - b
+        with pyro.plate("data", len(x)):
+            pyro.factor("y", -0.5 * ((y - f) / sigma) ** 2 - sigma.log())
+
+    data = as_data((X, Y))
+    assert select("last_layer", Program.trace(model, data), data) == ("w2", "b")
+
+
+def test_data_from_elsewhere_have_a_last_layer_too():
+    def model(y=None):
+        w1, w2 = pyro.sample("w1", normal(3, 4)), pyro.sample("w2", normal(4))
+        observe(torch.tanh(X @ w1) @ w2, y)
+
+    data = as_data({"y": Y})
+    assert select("last_layer", Program.trace(model, data), data) == ("w2",)
+
+
+def test_a_projection_of_constants_is_a_parameter():
+    project = torch.linspace(-1.0, 1.0, 8).reshape(4, 2)
+
+    def model(x, y=None):
+        w1, z = pyro.sample("w1", normal(3, 4)), pyro.sample("z", normal(2))
+        observe(torch.tanh(x @ w1) @ (project @ z), y)
+
+    data = as_data((X, Y))
+    assert select("last_layer", Program.trace(model, data), data) == ("z",)
