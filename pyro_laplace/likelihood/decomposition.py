@@ -1,5 +1,6 @@
 """Uncertainty about y in two parts: the data's, and the parameters'."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,15 @@ class Decomposition:
         return self.aleatoric + self.epistemic
 
     @staticmethod
-    def of_entropy(log_p: Tensor) -> "Decomposition":
-        """That of one class, by its log probabilities at draws of the parameters `[draws, *batch, classes]`."""
-        aleatoric = entropy(log_p).mean(0)
-        total = entropy(log_p.exp().mean(0).log())
+    def of_entropy(log_ps: Iterable[Tensor]) -> "Decomposition":
+        """That of one class, by its log probabilities at some draws `[some, *batch, classes]` after the others."""
+        count, entropies, probs = 0, 0.0, 0.0
+        for log_p in log_ps:
+            count += len(log_p)
+            entropies = entropies + entropy(log_p).sum(0)
+            probs = probs + log_p.exp().sum(0)
+        aleatoric = torch.as_tensor(entropies / count)
+        total = entropy(torch.as_tensor(probs / count).log())
         return Decomposition("entropy", aleatoric=aleatoric, epistemic=(total - aleatoric).clamp(min=0))
 
     @staticmethod

@@ -1,6 +1,6 @@
 """What a family is told of an observed site whose parameters are Gaussian."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,8 @@ class GaussianEta:
         variance: gives the variances `[*base, kept]`.
         covariance: gives the covariances of one entry's outputs `[*base, kept, kept]`.
         joint: gives those of all entries of a datum, one entry after the other `[*batch, entries * kept, same]`.
-        draw: gives draws of eta `[draws, *base, outputs]`; one draw is one function, at all data.
+        draws: gives draws of eta, some after the others `[some, *base, outputs]`. Of one datum its entries are drawn
+            together; what draws of several data have to do with one another is left open.
     """
 
     site: str
@@ -31,7 +32,7 @@ class GaussianEta:
     variance: Callable[[], Tensor]
     covariance: Callable[[], Tensor]
     joint: Callable[[], Tensor]
-    draw: Callable[[], Tensor]
+    draws: Callable[[], Iterator[Tensor]]
 
     @property
     def outputs(self) -> int:
@@ -43,6 +44,11 @@ class GaussianEta:
         """Shape of the data."""
         base = self.mean.shape[:-1]
         return base[: len(base) - len(self.event)]
+
+    def draw(self) -> Tensor:
+        """All draws at once `[draws, *base, outputs]`."""
+        some = list(self.draws())
+        return some[0] if len(some) == 1 else torch.cat(some)
 
     def embed(self, values: Tensor) -> Tensor:
         """Values `[..., kept]` as those of all outputs `[..., outputs]`, zero for what is certain."""

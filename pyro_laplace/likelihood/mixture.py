@@ -56,7 +56,7 @@ class FunctionMixture(TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws `[*sample_shape, *batch, *event]`, each from one draw of the parameters of all data."""
+        """Draws `[*sample_shape, *batch, *event]`, each from the parameters of one draw."""
         shape = torch.Size(sample_shape)
         chosen = torch.randint(len(self.eta), (shape.numel(),), device=self.eta.device)
         return self._make(self.eta[chosen]).sample().reshape(shape + self.batch_shape + self.event_shape)

@@ -161,7 +161,16 @@ class Family(ABC):
         Returns:
             the distribution; None of what is no class, or depends on other entries of its datum.
         """
-        mean = self.average(eta.draw()) if self.classes and not eta.event else None
+        if not self.classes or eta.event:
+            return None
+        mean, count = None, 0
+        for draws in eta.draws():
+            part = self.average(draws)
+            if part is None:
+                return None
+            share = part.new_tensor([count, len(draws)]) / (count + len(draws))
+            mean = part if mean is None else self.average(torch.stack([mean, part]), share)
+            count += len(draws)
         return None if mean is None else self.distribution(mean, fn)
 
     # --- data -----------------------------------------------------------------------------------

@@ -134,9 +134,10 @@ class Likelihood:
         known = None if self._transformed else self.family.variances(eta, self.base)
         if known is not None:
             return Decomposition("variance", *known)
-        draws = eta.draw()
-        log_p = self.family.log_classes(draws)
-        return Decomposition.of_variance(self.distribution(draws)) if log_p is None else Decomposition.of_entropy(log_p)
+        if self.family.log_classes(eta.mean) is None:
+            return Decomposition.of_variance(self.distribution(eta.draw()))
+        log_ps = (self.family.log_classes(draws) for draws in eta.draws())
+        return Decomposition.of_entropy(log_p for log_p in log_ps if log_p is not None)
 
     @property
     def _transformed(self) -> bool:

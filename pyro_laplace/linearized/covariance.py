@@ -56,6 +56,15 @@ class Share(ABC):
     def joint(self, products: list[Product]) -> Tensor:
         """What it adds to J Sigma J' over all data [n k, n k]."""
 
+    @abstractmethod
+    def work(self, num_data: int, outputs: int) -> int:
+        """About how many multiplications `covariance` takes of n data with k outputs."""
+
+    @property
+    @abstractmethod
+    def work_of_draw(self) -> int:
+        """About how many a draw of the block's coordinates takes."""
+
 
 @dataclass(frozen=True, eq=False)
 class RotatedShare(Share):
@@ -65,11 +74,11 @@ class RotatedShare(Share):
     basis: Basis
 
     def covariance(self, products: list[Product]) -> Tensor:
-        """``sum_o g[k,o] g[l,o] sum_i v[o,i] a[i]^2``."""
+        """``sum_o g[k,o] g[l,o] sum_i v[o,i] a[i]^2``, in float64: what outputs share may drown their differences."""
         product = self.part.of(products)
         if product.shared:
-            return _covariance(self._rows(product))
-        g, a, v = self._separate(product)
+            return _covariance(rows.double() for rows in self._rows(product))
+        g, a, v = self._separate(product, torch.float64)
         return g * (a.square() @ v.mT).unsqueeze(1) @ g.mT
 
     def variance(self, products: list[Product]) -> Tensor:
@@ -88,7 +97,7 @@ class RotatedShare(Share):
         product = self.part.of(products)
         if product.shared:
             return _joint(self._rows(product))
-        gradients, inputs, variances = (each.double() for each in self._separate(product))
+        gradients, inputs, variances = self._separate(product, torch.float64)
         n, k = gradients.shape[:2]
         total = inputs.new_zeros(n, k, n, k)
         for g, v in zip(gradients.unbind(-1), variances, strict=True):
@@ -96,12 +105,23 @@ class RotatedShare(Share):
             total = total + g[:, :, None, None] * g * kernel[:, None, :, None]
         return total.reshape(n * k, n * k)
 
-    def _separate(self, product: Product) -> tuple[Tensor, Tensor, Tensor]:
-        """g [n, k, o], a [n, i] and v [o, i] in the basis."""
+    def work(self, num_data: int, outputs: int) -> int:
+        """Of the rows, and of their products."""
+        rows = num_data * outputs
+        return rows * (self.part.index.numel() + outputs * len(self.part.index))
+
+    @property
+    def work_of_draw(self) -> int:
+        """One for each, at least."""
+        return self.part.index.numel()
+
+    def _separate(self, product: Product, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """g [n, k, o], a [n, i] and v [o, i] in the basis; in another dtype if one is given."""
         gradients, inputs = product.gradients[:, :, 0], product.inputs[:, 0]
         one = gradients[:1] if _same_for_all(gradients) else gradients
         g, a = self.basis.rotate(one, inputs)
-        return g.expand(len(a), -1, -1), a, self.basis.variances
+        g, a, v = (each.to(dtype) for each in (g, a, self.basis.variances))
+        return g.expand(len(a), -1, -1), a, v
 
     def _rows(self, product: Product) -> Iterator[Tensor]:
         """The rows [n, k, o i] in the basis, times the root of Sigma."""
@@ -129,6 +149,15 @@ class PushedShare(Share):
     def joint(self, products: list[Product]) -> Tensor:
         """Of the rows."""
         return _joint(self.rows(products))
+
+    def work(self, num_data: int, outputs: int) -> int:
+        """Each row is pushed, and multiplied with those of its datum."""
+        return num_data * outputs * (self.work_of_draw + outputs * self.block.size)
+
+    @property
+    def work_of_draw(self) -> int:
+        """Each number that the block holds takes part."""
+        return sum(each.numel() for each in self.block.buffers())
 
     def rows(self, products: list[Product]) -> Iterator[Tensor]:
         """``R'^-1 j`` [n, k, size] in float64, of which ``J Sigma J'`` is the product with themselves."""
@@ -175,6 +204,15 @@ class FormShare(Share):
     def joint(self, products: list[Product]) -> Tensor:
         """Of the rows."""
         return self.pushed.joint(products)
+
+    def work(self, num_data: int, outputs: int) -> int:
+        """Of as many forms as pairs of coordinates, or of the rows."""
+        return min(num_data * self.pushed.block.size**2, self.pushed.work(num_data, outputs))
+
+    @property
+    def work_of_draw(self) -> int:
+        """Of the same block."""
+        return self.pushed.work_of_draw
 
     def _single(self, products: list[Product]) -> Product | None:
         """The product, if its forms are worth their price: that of as many rows as the block has coordinates."""
@@ -268,6 +306,16 @@ class Spread:
         """Its diagonal [n, k]."""
         terms = [share.variance(products) for share in self.shares]
         return reduce(add, terms) if terms else products[0].gradients.new_zeros(products[0].gradients.shape[:2])
+
+    def work(self, num_data: int, outputs: int) -> int:
+        """About how many multiplications `covariance` takes of n data with k outputs."""
+        return sum(share.work(num_data, outputs) for share in self.shares)
+
+    def work_of_draw(self, num_data: int, outputs: int) -> int:
+        """About how many it takes to draw theta, and to move these outputs by it."""
+        theta = sum(index.numel() for index in self.indices)
+        moves = num_data * sum(index.numel() + outputs * len(index) for index in self.indices)
+        return settings.noise_work * theta + sum(share.work_of_draw for share in self.shares) + moves
 
     def joint(self, products: list[Product]) -> Tensor:
         """J Sigma J' over all data [n k, n k], in float64."""

@@ -7,7 +7,7 @@ had in another way is a product whose input is one.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from pyro_laplace._memory import refuse_too_large
 from pyro_laplace.likelihood import Likelihood
 from pyro_laplace.likelihood.gaussian import GaussianEta
 from pyro_laplace.linearized.covariance import Spread
+from pyro_laplace.linearized.marginal import chunks_of_draws, is_regular, triangular
 from pyro_laplace.reading.records import Product
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,17 +89,22 @@ class Linearized:
         refuse_too_large((n * k) ** 2, 16, f"the joint covariance [{n * k}, {n * k}]", "give fewer inputs at a time")
         return self.spread.joint(joined_data(self.pieces())).to(self.mean)
 
-    def gaussian(self, site: str, change: Callable[[], Tensor]) -> GaussianEta:
+    def gaussian(self, site: str, num_samples: int, together: Callable[[], Iterator[Tensor]]) -> GaussianEta:
         """What a family is told of it.
+
+        Its draws are of each datum's own Gaussian, unless draws of theta cost less.
 
         Args:
             site: its name.
-            change: gives draws of the predictor's change `[draws, n, k]`.
+            num_samples: how many draws it has.
+            together: gives so many draws of the predictor's change, some after the others `[some, n, k]`, of which one
+                has one theta for all data.
 
         Returns:
             eta, Gaussian.
         """
         event = self.base[len(self.base) - self.likelihood.event_dims :]
+        changes = partial(self._apart, num_samples, together) if self._apart_is_cheaper(num_samples) else together
         return GaussianEta(
             site=site,
             mean=self.eta,
@@ -106,8 +113,36 @@ class Linearized:
             variance=self.variance,
             covariance=self.covariance_of_entry,
             joint=self.covariance_of_datum,
-            draw=lambda: self.eta + self.embed(change()),
+            draws=lambda: (self.eta + self.embed(change) for change in changes()),
         )
+
+    def _apart(self, num_samples: int, together: Callable[[], Iterator[Tensor]]) -> Iterator[Tensor]:
+        """Draws of the predictor's change, of each datum by itself.
+
+        Where gradients are to flow, and the root of a covariance has none, they are `together`'s, which are linear.
+
+        Yields:
+            some after the others `[some, n, k]`.
+        """
+        size = self.outputs_of_datum
+        covariances = self._covariance(size, torch.float64).flatten(0, 1)
+        certain = self.mean.isinf().reshape(-1, size)
+        if covariances.requires_grad and not is_regular(covariances, certain):
+            yield from together()
+            return
+        step = max(1, settings.pass_elements // size**2)
+        pairs = zip(covariances.split(step), certain.split(step), strict=True)
+        root = torch.cat([triangular(*some).to(self.mean) for some in pairs])
+        for change in chunks_of_draws(root, num_samples):
+            yield change.reshape(len(change), *self.mean.shape)
+
+    def _apart_is_cheaper(self, num_samples: int) -> bool:
+        """Whether the covariances of data, their roots and draws cost less than draws of theta."""
+        n, k = self.mean.shape
+        size = self.outputs_of_datum
+        of_draws = num_samples * n * k * (size + settings.noise_work)
+        apart = self.spread.work(n, k) + n * k * size**2 + of_draws
+        return apart <= num_samples * self.spread.work_of_draw(n, k)
 
     def embed(self, change: Tensor) -> Tensor:
         """A change of the predictor `[*lead, n, k]` as one of eta `[*lead, *base, outputs]`."""
@@ -117,9 +152,10 @@ class Linearized:
         whole = part.new_zeros(*part.shape[:-1], self.eta.shape[-1])
         return whole.index_copy(-1, self.kept.to(part.device), part)
 
-    def _covariance(self, size: int) -> Tensor:
-        """Diagonal blocks [n, b, size, size] of the covariance of each n."""
-        covariance = torch.cat([self.spread.covariance(products) for products in self.pieces()]).to(self.mean)
+    def _covariance(self, size: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Diagonal blocks [n, b, size, size] of the covariance of each n, in the predictor's dtype or another."""
+        covariance = torch.cat([self.spread.covariance(products) for products in self.pieces()])
+        covariance = covariance.to(self.mean.device, dtype or self.mean.dtype)
         n, k = covariance.shape[:2]
         if k == size:
             return covariance.unsqueeze(1)

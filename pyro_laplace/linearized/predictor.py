@@ -13,6 +13,7 @@ from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace.data import Batch
 from pyro_laplace.likelihood.decomposition import Decomposition
+from pyro_laplace.likelihood.gaussian import GaussianEta
 from pyro_laplace.likelihood.links import LINKS
 from pyro_laplace.likelihood.mixing import divergence, mix
 from pyro_laplace.likelihood.mixture import average, in_order
@@ -44,6 +45,10 @@ class LinearizedPredictive:
       draws of eta.
     - data of a mixture: `Bernoulli` and classes with averaged probabilities, else a `DistributionMixture`.
 
+    Draws of eta are of each datum's own Gaussian, as `latent` gives it: their cost does not grow with the number of
+    weights. Where draws of theta cost less (few draws, many outputs), theta is drawn. In neither case do they tell of
+    several data together; those of `sample` do, each of which is one theta at all inputs.
+
     `to_event`, masks and fixed transforms around a distribution stay around it. The values of observed sites, if they
     are given, are not looked at. Nothing of the model is changed, also when it raises: modes, buffers, parameters.
 
@@ -53,11 +58,11 @@ class LinearizedPredictive:
             mode, and what they give is mixed: distributions exactly, moments by the laws of total expectation and
             covariance.
         link: of classes: "probit", "bridge" (the Laplace bridge), "bridge_norm" (the same of scaled logits), or
-            "sample", the mean of the likelihood over draws in function space, also for Bernoulli and Binomial data: of
+            "sample", the mean of the likelihood over draws of eta, also for Bernoulli and Binomial data: of
             one class per datum the averaged probabilities, of several (or sums of them) a `FunctionMixture`. The
             first three depend on the constant that a softmax does not see: it is that of the logits that the program
             computes; normalised logits and probabilities are centred first.
-        num_samples: draws in function space, where these are needed.
+        num_samples: draws of eta, where these are needed.
         differentiable: whether gradients flow from means and variances to the inputs. It takes a dense Jacobian.
 
     Raises:
@@ -141,7 +146,7 @@ class LinearizedPredictive:
         """What of the uncertainty about y is the data's, and what the parameters'.
 
         Variances of Normal data are closed forms. Entropies, and variances of other data, are means over `num_samples`
-        draws in function space; of data whose moments are not known in closed form, over two draws of y at each. To the
+        draws of eta; of data whose moments are not known in closed form, over two draws of y at each. To the
         mean epistemic part of the components of a mixture comes what lies between them: the variance of their means, or
         the Jensen-Shannon divergence of their class probabilities.
 
@@ -196,7 +201,7 @@ class _Component:
         """The distribution of y at each observed site."""
         with self._linearized(args, kwargs) as sites:
             return {
-                name: linear.likelihood.predictive(linear.gaussian(name, self._change(linear, num_samples)), link)
+                name: linear.likelihood.predictive(self._gaussian(name, linear, num_samples), link)
                 for name, linear in sites.items()
             }
 
@@ -206,7 +211,7 @@ class _Component:
         """Of the uncertainty about y at each observed site."""
         with self._linearized(args, kwargs) as sites:
             return {
-                name: linear.likelihood.decomposition(linear.gaussian(name, self._change(linear, num_samples)))
+                name: linear.likelihood.decomposition(self._gaussian(name, linear, num_samples))
                 for name, linear in sites.items()
             }
 
@@ -223,7 +228,8 @@ class _Component:
     ) -> dict[str, Tensor]:
         """Draws of y, or of the linear predictor, at each observed site `[num_samples, *shape]`."""
         with self._linearized(args, kwargs) as sites, torch.no_grad():
-            changes = self._changes(sites, num_samples)
+            chunks = list(self._changes(sites, num_samples))
+            changes = {name: torch.cat([chunk[name] for chunk in chunks]) for name in sites}
             if latent:
                 return {
                     name: (linear.mean + changes[name]).reshape(num_samples, *linear.batch, linear.outputs_of_datum)
@@ -247,20 +253,22 @@ class _Component:
             self._route = step.route
             yield step.sites
 
-    def _change(self, linear: Linearized, num_samples: int) -> Callable[[], Tensor]:
-        """Gives draws of the change of one site's predictor [draws, n, k]."""
-        return lambda: self._changes({"": linear}, num_samples)[""]
+    def _gaussian(self, name: str, linear: Linearized, num_samples: int) -> GaussianEta:
+        """What a site's family is told of it."""
+        return linear.gaussian(
+            name, num_samples, lambda: (chunk[name] for chunk in self._changes({name: linear}, num_samples))
+        )
 
-    def _changes(self, sites: Mapping[str, Linearized], num_samples: int) -> dict[str, Tensor]:
-        """By site, ``J (theta - theta*)`` [draws, n, k] at draws of theta that the sites share; some at a time."""
+    def _changes(self, sites: Mapping[str, Linearized], num_samples: int) -> Iterator[dict[str, Tensor]]:
+        """By site, ``J (theta - theta*)`` [some, n, k] at draws of theta that the sites share, some at a time."""
         largest = max(elements_of_draw(next(linear.pieces())) for linear in sites.values())
         step = max(1, settings.pass_elements // (len(self.guide.loc) + largest))
-        parts: dict[str, list[Tensor]] = {name: [] for name in sites}
         for start in range(0, num_samples, step):
             deviation = self._deviation(min(step, num_samples - start))
-            for name, linear in sites.items():
-                parts[name].append(torch.cat([shift(products, deviation) for products in linear.pieces()], 1))
-        return {name: torch.cat(each) for name, each in parts.items()}
+            yield {
+                name: torch.cat([shift(products, deviation) for products in linear.pieces()], 1)
+                for name, linear in sites.items()
+            }
 
     def _deviation(self, num_samples: int) -> Tensor:
         """Draws of theta - theta* [draws, params]."""

@@ -56,6 +56,9 @@ class Work:
     on. 1,000 inputs: 0.74 s with 2**16, 0.21 s with 2**18, 0.12 s with 2**20, 0.20 s with 2**23.
     """
 
+    noise_work: int = 10
+    """Multiplications, in small products, that take the time of one normal random number: 6 to 17 ns, one thread."""
+
     density_elements: int = 2**25
     """Elements that one vectorised pass over draws of a density may hold: it keeps none of them."""
 

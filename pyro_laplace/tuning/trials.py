@@ -4,7 +4,7 @@ The sum over the training data and the held-out rows' products with it are had o
 of that sum; another noise takes a run of the program on the held-out data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -125,7 +125,8 @@ class Trials:
                 linear = replace(linear, eta=linear.eta + linear.embed(change))
             pieces = partial(iter, [kept.products])
             moved = replace(linear, pieces=pieces, spread=kept.spread(precision))
-            eta = moved.gaussian(name, partial(_change, moved, precision))
+            num_samples = 1000  # as many as LinearizedPredictive makes unasked
+            eta = moved.gaussian(name, num_samples, partial(_changes, moved, precision, num_samples))
             fn = moved.likelihood.predictive(eta, self.link)
             found[name] = Prediction(fn, held.observed[name], held.counted[name])
         return found
@@ -159,9 +160,9 @@ def _batch(program: Program, batch: Batch, sites: Mapping[str, Linearized]) -> H
     return HeldOut(chunk, {name: KeptRows.of(site) for name, site in sites.items()}, observed, counted)
 
 
-def _change(linear: Linearized, precision: Precision, num_samples: int = 1000) -> Tensor:
-    """Draws of the change of the predictor [draws, n, k]."""
+def _changes(linear: Linearized, precision: Precision, num_samples: int) -> Iterator[Tensor]:
+    """Draws of the change of the predictor [draws, n, k], one theta for all data."""
     like = linear.eta
     white = torch.randn(num_samples, precision.size, dtype=like.dtype, device=like.device)
     deviation = precision.color(white)
-    return torch.cat([shift(products, deviation) for products in linear.pieces()], 1)
+    yield torch.cat([shift(products, deviation) for products in linear.pieces()], 1)
