@@ -2,9 +2,10 @@
 
 import torch
 
-from pyro_laplace._errors import NotAMode
+from pyro_laplace._errors import InvalidData, NotAMode
 from pyro_laplace._typing import Theta
 from pyro_laplace.mode.objective import Objective
+from pyro_laplace.program.arguments import trouble_with
 from pyro_laplace.settings import settings
 
 
@@ -23,6 +24,7 @@ def feasible_start(objective: Objective) -> Theta:
 
     Raises:
         NotAMode: if the log joint is finite nowhere on that way, naming the sites of which it is not.
+        InvalidData: if it is not because the first batch has values that are not finite.
     """
     theta = objective.theta
     here = _height(objective, theta)
@@ -35,6 +37,9 @@ def feasible_start(objective: Objective) -> Theta:
     origin = torch.zeros_like(theta)
     if _height(objective, origin) < torch.inf:
         return origin
+    trouble = trouble_with(objective.loop.data.first())
+    if trouble is not None:
+        raise InvalidData(f"the log joint is finite nowhere, and {trouble}")
     raise NotAMode(
         f"no start was found: the log joint is not finite at a draw of the prior, nor on the way from there to where "
         f"all sites {list(objective.program.latents)} are zero (in unconstrained space). Say where to start: "

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import scale_and_mask, undisturbed
 from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.data import Batch, Data
+from pyro_laplace.program.arguments import told_of_arguments
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.marginal import marginalise
 from pyro_laplace.program.module_state import modules_kept, refuse_changed_buffers
@@ -87,12 +88,13 @@ class Program:
         Raises:
             UnsupportedProgram: if a construct has no Laplace approximation, naming the site and what to do, or if the
                 run changes buffers of the program's modules.
-            InvalidData: if an observed value of the first batch is outside its distribution's support.
+            InvalidData: if an observed value of the first batch is no tensor, or outside its distribution's support; if
+                the model fails on arguments that are no tensors, or empty.
         """
         with undisturbed() as before, modules_kept(model) as kept, torch.no_grad():
             first = data.first()
             fill = start_value if values is None else refuse_missing
-            with torch.enable_grad():
+            with torch.enable_grad(), told_of_arguments(first):
                 run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True, params=params))
             drew = before is not None and not before.is_current()
             changed = kept.changed()

@@ -19,7 +19,7 @@ from pyro_laplace._compat.pyro import (
     site_is_factor,
     site_is_subsample,
 )
-from pyro_laplace._errors import UnsupportedProgram
+from pyro_laplace._errors import InvalidData, UnsupportedProgram
 from pyro_laplace._typing import Values
 from pyro_laplace.data import Batch
 from pyro_laplace.program.entries import without_masked_nan
@@ -216,6 +216,12 @@ class Recorder(Messenger):
         elif msg["value"] is None:
             msg["value"] = _zeros(msg["fn"])
             msg["is_observed"] = True
+        elif not isinstance(msg["value"], Tensor | int | float):
+            kind = type(msg["value"])
+            raise InvalidData(
+                f"the observed site {msg['name']!r} has a {kind.__module__.split('.')[0]}.{kind.__name__} for value: "
+                "give a tensor, as torch.as_tensor(y) makes it"
+            )
         else:
             msg["value"] = without_masked_nan(msg["value"], msg["mask"], msg["fn"])
 

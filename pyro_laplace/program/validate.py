@@ -140,6 +140,13 @@ def refuse_no_likelihood(run: Run, one_batch: bool) -> None:
     Raises:
         UnsupportedProgram: naming the latent sites, among which the unobserved data may be.
     """
+    lonely = [name for name, site in run.factors.items() if not site.frames]
+    if run.latents and lonely and not run.observed and len(lonely) == len(run.factors) and not one_batch:
+        raise UnsupportedProgram(
+            f"the model has no observed site, and pyro.factor {lonely} stands in no plate: it counts once, as a prior "
+            "does, and not once a batch. Put it into the data's plate, one value a datum: with pyro.plate('data', n): "
+            f"pyro.factor({lonely[0]!r}, log_lik); or give all data as one batch"
+        )
     if run.latents and not run.observed and not run.factors:
         hint = "" if one_batch else "A list is a sequence of batches; one batch is a tuple (x, y) or a dict. "
         raise UnsupportedProgram(

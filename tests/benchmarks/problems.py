@@ -3,7 +3,7 @@
 Everything is float32 and random; a curvature costs the same whatever the weights are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoDelta, init_to_value
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 NOISE, PRIOR_STD = 0.5, 1.0
 
@@ -31,6 +32,14 @@ def convolutional() -> nn.Sequential:
         nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(32 * 7 * 7, 28), nn.ReLU(), nn.Linear(28, 10),
+    )  # fmt: skip
+
+
+def coloured() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 8 * 8, 21), nn.ReLU(), nn.Linear(21, 10),
     )  # fmt: skip
 
 
@@ -52,6 +61,7 @@ class Row:
         batch: data in a batch, for every contender alike.
         structure: of the precision.
         subset: "all" or "last_layer".
+        loader: whether the batches come from a `DataLoader`, which puts them together datum by datum.
     """
 
     net: Callable[[], nn.Sequential]
@@ -59,6 +69,7 @@ class Row:
     batch: int
     structure: str
     subset: str = "all"
+    loader: bool = False
 
     @property
     def classification(self) -> bool:
@@ -78,6 +89,15 @@ ROWS = {
     "conv net 57k, last layer kron": Row(convolutional, (1, 28, 28), 250, "kron", "last_layer"),
     "last layer 512 x 1000, kron": Row(many_classes, (256,), 100, "kron", "last_layer"),
     "last layer 512 x 1000, diag": Row(many_classes, (256,), 100, "diag", "last_layer"),
+    "loader, 20-50-10, full": Row(mlp_small, (20,), 256, "full", loader=True),
+    "loader, 20-50-10, kron": Row(mlp_small, (20,), 256, "kron", loader=True),
+    "loader, 20-50-10, diag": Row(mlp_small, (20,), 256, "diag", loader=True),
+    "loader, 20-50-10, last layer full": Row(mlp_small, (20,), 256, "full", "last_layer", loader=True),
+    "loader, 784-256-64-10, kron": Row(mlp_large, (784,), 256, "kron", loader=True),
+    "loader, 784-256-64-10, diag": Row(mlp_large, (784,), 256, "diag", loader=True),
+    "loader, 784-256-64-10, last layer full": Row(mlp_large, (784,), 256, "full", "last_layer", loader=True),
+    "loader, conv net 3x32x32, kron": Row(coloured, (3, 32, 32), 256, "kron", loader=True),
+    "loader, conv net 3x32x32, diag": Row(coloured, (3, 32, 32), 256, "diag", loader=True),
     "regression 8-50-50-1, full": Row(regression, (8,), 1000, "full"),
     "regression 8-50-50-1, kron": Row(regression, (8,), 1000, "kron"),
     "regression 8-50-50-1, diag": Row(regression, (8,), 1000, "diag"),
@@ -111,7 +131,9 @@ class Problem:
         return Problem(row, net, x, y)
 
     @property
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterable[Any]:
+        if self.row.loader:
+            return DataLoader(TensorDataset(self.x, self.y), batch_size=self.row.batch)
         return list(zip(self.x.split(self.row.batch), self.y.split(self.row.batch), strict=True))
 
     @property
@@ -126,7 +148,7 @@ class Problem:
         values = {f"net.{name}": value.detach().clone() for name, value in self.net.named_parameters()}
         model = Program(self.row)
         guide = AutoDelta(model, init_loc_fn=init_to_value(values=values))
-        guide(*self.batches[0])
+        guide(*next(iter(self.batches)))
         return model, guide
 
 

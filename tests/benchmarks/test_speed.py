@@ -81,6 +81,8 @@ def lines() -> Iterator[list[dict]]:
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("num_obs", SIZES, ids=lambda n: f"{n}-data")
 def test_against_peers(name: str, num_obs: int, lines: list[dict]) -> None:
+    if "3x32x32" in name and num_obs > 1_000:
+        pytest.skip("a minute for each call of the peers")
     command = [sys.executable, "-W", "ignore", str(HERE / "measure.py"), name, str(num_obs), "--threads", str(THREADS)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
