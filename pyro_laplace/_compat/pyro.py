@@ -18,6 +18,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
+from pyro_laplace._compat.compiler import without_compiler
 from pyro_laplace._compat.torch import plain_attention, plain_bags
 from pyro_laplace.unwrap import innermost
 
@@ -152,7 +153,7 @@ def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
     state = RandomState() if rng else None
     _BLOCKS.open += 1
     try:
-        with pyro.validation_enabled(False), plain_attention(), plain_bags():
+        with pyro.validation_enabled(False), plain_attention(), plain_bags(), without_compiler():
             yield state
     finally:
         _BLOCKS.open -= 1

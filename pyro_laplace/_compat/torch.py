@@ -1,4 +1,4 @@
-"""The one file that touches what is private to torch, or what it leaves undocumented."""
+"""What is private to torch, or what it leaves undocumented; what keeps its compiler away is in `compiler.py`."""
 
 import copy
 import warnings

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -100,6 +99,8 @@ INTERRUPTED = "it was interrupted"
 
 
 def _from(fn: Callable[[Tensor], Scalar], start: Tensor, box: Box) -> Climb:
+    import scipy.optimize  # takes half a second to load
+
     steps, values = [start.clone()], []
     lowest = math.inf
 

@@ -1,7 +1,6 @@
 """L-BFGS for programs too large for a dense Hessian."""
 
 import numpy as np
-import scipy.optimize
 import torch
 
 from pyro_laplace.mode.collapse import refuse_collapse
@@ -23,6 +22,8 @@ def descend(objective: Objective, steps: int | None = None) -> Reached:
     Raises:
         NotAMode: if a scale collapsed to zero on the way, naming its site.
     """
+    import scipy.optimize  # takes half a second to load
+
     start, most = objective.start, settings.descent_steps if steps is None else steps
 
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDelta
 from pyro.infer.autoguide.utils import deep_setattr
 
+from pyro_laplace._compat.compiler import without_compiler
 from pyro_laplace._compat.pyro import as_start, forget_gradients, name_apart, undisturbed
 from pyro_laplace._errors import LaplaceWarning, NotAModeWarning
 from pyro_laplace._typing import Theta
@@ -102,6 +103,7 @@ def find_mode(model: Callable[..., Any], data: Any, progress: bool = True, hold:
     return _fitted(model, as_data(data), None, 5000, 0.01, 0.1, progress, hold)[0]
 
 
+@without_compiler()
 def _fitted(
     model: Callable[..., Any],
     data: Data,

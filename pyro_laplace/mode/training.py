@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_laplace._compat.compiler import Adam
 from pyro_laplace._compat.pyro import site_is_subsample
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, Data
@@ -97,7 +98,7 @@ def train(
     """
     check_num_steps(num_steps)
     batches = sum(1 for _ in data)
-    optim = optim or PyroOptim(torch.optim.Adam, {"lr": learning_rate})
+    optim = optim or PyroOptim(Adam, {"lr": learning_rate})
     model = _Proportion(program, batches)(poutine.block(program.model, hide=sorted(hide)) if hide else program.model)
     scaled_guide = poutine.scale(guide, scale=1.0 if program.own_indices else 1.0 / batches)
     elbo = Trace_ELBO() if program.nesting is None else TraceEnum_ELBO(max_plate_nesting=program.nesting)

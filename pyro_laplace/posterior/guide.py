@@ -12,6 +12,7 @@ from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from pyro_laplace._compat.compiler import without_compiler
 from pyro_laplace._compat.pyro import prototype_frames, stripped_trace
 from pyro_laplace._typing import Matrix, Theta, Values
 from pyro_laplace.mode.mode import Mode
@@ -147,10 +148,12 @@ class AutoLaplace(AutoContinuous):
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Theta, Theta]:
         return self.loc, self.precision.variance().sqrt().to(self.loc)
 
+    @without_compiler()
     def _unpack_latent(self, latent: Tensor) -> Any:
         """Pyro's, for whole sites: the coordinates that are not random are put in at the mode."""
         whole = self.theta.expand(*latent.shape[:-1], -1).index_copy(-1, self.index, latent)
-        return super()._unpack_latent(torch.cat([whole[..., self.latents[name].slice] for name in self.random], -1))
+        random = torch.cat([whole[..., self.latents[name].slice] for name in self.random], -1)
+        return list(super()._unpack_latent(random))
 
     @property
     def partial(self) -> tuple[str, ...]:

@@ -3,12 +3,10 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from arviz_base import from_dict
 from torch import Tensor
 
 from pyro_laplace._errors import InvalidOption
@@ -20,6 +18,9 @@ from pyro_laplace.linearized.choose import predictive_models
 from pyro_laplace.scores.formulas import within_quantiles
 from pyro_laplace.settings import settings
 
+if TYPE_CHECKING:
+    import pandas
+
 
 def compare(
     model: Callable[..., Any],
@@ -30,7 +31,7 @@ def compare(
     num_samples: int = 1000,
     linearized: bool | str = "auto",
     progress: bool = True,
-) -> pd.DataFrame:
+) -> "pandas.DataFrame":
     """Put posteriors of one program side by side, by what they predict.
 
     An `AutoLaplace` within which the program is not linear (all weights of a network) has two rows: its own name, with
@@ -77,7 +78,9 @@ def compare(
             if test_data is not None:
                 rows[row] |= _held_out(View.of(program, test_data, draws, progress), draws, num_samples)
             rows[row]["seconds"] = float(getattr(posterior, "fit_seconds", math.nan))
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    import pandas  # takes a second to load
+
+    table = pandas.DataFrame.from_dict(rows, orient="index")
     table.index.name = "posterior"
     return table.reindex(columns=[column for column in table if column != "seconds"] + ["seconds"])
 
@@ -104,7 +107,8 @@ def _by_datum(pointwise: Tensor, view: View, draws: PosteriorDraws) -> tuple[np.
     Returns:
         both [data].
     """
-    from arviz_stats.loo import loo  # takes a second to load
+    from arviz_base import from_dict  # takes a second to load
+    from arviz_stats.loo import loo
 
     posterior = {name: draws.by_chain(value).cpu().numpy() for name, value in view.latents(draws.values).items()}
     elpd = math.log(len(pointwise)) - (-pointwise.double()).logsumexp(0).cpu().numpy()

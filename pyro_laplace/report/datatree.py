@@ -4,14 +4,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from arviz_base import from_dict
 from pyro.infer import MCMC
 from torch import Tensor
-from xarray import DataTree
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import LaplaceWarning
@@ -24,6 +22,9 @@ from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.program.run import Recorder, run_model
 
+if TYPE_CHECKING:
+    import xarray
+
 
 def to_datatree(
     model: Callable[..., Any],
@@ -35,7 +36,7 @@ def to_datatree(
     num_prior_samples: int = 500,
     coords: Mapping[str, Sequence[Any]] | None = None,
     progress: bool = True,
-) -> DataTree:
+) -> "xarray.DataTree":
     """Everything that ArviZ wants to know of a posterior.
 
     Groups: `posterior` (latent and `pyro.deterministic` sites), `log_likelihood` (per datum, as the program scales and
@@ -72,6 +73,8 @@ def to_datatree(
         InvalidData: if `data` cannot be iterated anew, or hold values outside their distribution's support.
         UnsupportedProgram: if the program cannot be traced, or the posterior lacks one of its sites.
     """
+    from arviz_base import from_dict  # takes a second to load
+
     data = as_data(data).held()
     draws = draws_of(posterior, data, num_samples)
     predictive = predictive_model(model, posterior, data, linearized)

@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from pyro_laplace.settings import settings
@@ -63,6 +62,8 @@ def roc_area(probs: Tensor, labels: Tensor) -> float:
     Returns:
         the area, NaN where only one class occurs, or none.
     """
+    from scipy.stats import rankdata  # takes a second to load
+
     present = labels.unique().tolist()
     if len(present) < 2:
         return math.nan

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyro.infer
 import torch
 from torch import Tensor
@@ -29,12 +28,15 @@ from pyro_laplace.scores.objectives import common_numbers
 from pyro_laplace.scores.prediction import Prediction
 from pyro_laplace.settings import settings
 
+if TYPE_CHECKING:
+    import pandas
+
 type _Marks = Mapping[str, Tensor]
 """Of the data of one site that count: "log_prob" [data]; of classes "probs" `[entries, classes]` and "labels"; of
 numbers "square" (the squared error of the mean), "crps" and "inside" [entries]."""
 
 
-def scores(predictive: Any, data: Any, *, num_samples: int = 1000, num_bins: int = 15) -> pd.Series:
+def scores(predictive: Any, data: Any, *, num_samples: int = 1000, num_bins: int = 15) -> "pandas.Series":
     """Score predictions of held-out data.
 
     A datum is an element of an observed site's batch shape. What it puts into one by `to_event` has one density; the
@@ -105,7 +107,9 @@ def scores(predictive: Any, data: Any, *, num_samples: int = 1000, num_bins: int
         of = f" ({name})" if len(parts) > 1 else ""
         whole = {mark: torch.cat([each[mark] for each in several]) for mark in several[0]}
         row |= {f"{score}{of}": value for score, value in _row(whole, num_bins).items()}
-    return pd.Series(row, dtype=float)
+    import pandas  # takes a second to load
+
+    return pandas.Series(row, dtype=float)
 
 
 def predictions_of(predictive: LinearizedPredictive, batch: Batch) -> dict[str, Prediction]:

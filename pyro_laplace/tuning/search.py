@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -133,6 +132,8 @@ def _reach(start: Tensor, together: Tensor, box: tuple[Tensor, Tensor]) -> tuple
 
 def _along_a_line(fn: Callable[[float], float], reach: tuple[float, float], trials: int) -> None:
     """A grid, and then within the best cell."""
+    import scipy.optimize  # takes half a second to load
+
     grid = np.linspace(*reach, max(3, trials * 3 // 4))
     values = [fn(float(t)) for t in grid]
     best = int(np.argmin(values))
