@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +15,7 @@ from torch.distributions import Transform, constraints
 from pyro_laplace._compat.compiler import without_compiler
 from pyro_laplace._compat.pyro import prototype_frames, stripped_trace
 from pyro_laplace._typing import Matrix, Theta, Values
+from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.mode.mode import Mode
 from pyro_laplace.mode.path import Path
 from pyro_laplace.program.sites import Latent
@@ -23,6 +24,9 @@ from pyro_laplace.settings import settings
 from pyro_laplace.structure.likelihood_sum import LikelihoodSum
 from pyro_laplace.structure.options import Structure
 from pyro_laplace.structure.precision import Precision
+
+if TYPE_CHECKING:
+    from pyro_laplace.posterior.delta import Estimate
 
 
 class LaplaceTransform(Transform):
@@ -217,6 +221,29 @@ class AutoLaplace(AutoContinuous):
         """
         theta = self.sample_theta(num_samples)
         return {name: latent.constrain(theta[:, latent.slice]) for name, latent in self.latents.items()}
+
+    def of(self, name: str, data: Any = None, robust: bool = False) -> "Estimate":
+        """Mean and standard deviation of a value that the program computes, by the delta method.
+
+        ``g(theta) ~ Normal(g(theta*), J Sigma J')``, with J the Jacobian of g at the mode: exact where g is linear in
+        theta. Sigma is the posterior covariance, or the sandwich ``Lambda^-1 (sum_n s_n s_n') Lambda^-1`` (White 1982,
+        "Maximum likelihood estimation of misspecified models"), with s_n the score of datum n, each element of an
+        observed site one: right for the mean of misspecified data too, where the posterior is not.
+
+        Args:
+            name: of a deterministic site (``pyro.deterministic``), or of a latent one, in its own space.
+            data: what the program is called with; of several batches the value is that of the first one. May be left
+                out where the program needs no arguments.
+            robust: whether to take the sandwich, of all data, which must have their observed values.
+
+        Returns:
+            ``mean`` and ``std``, of the site's shape.
+        """
+        from pyro_laplace.posterior.delta import estimate_of
+
+        at = Anchor(self.theta, self.index, self.latents, hyperparameters=self.hyperparameters)
+        (model,) = self._model
+        return estimate_of(model, at, self.observed, self.precision, name, data, robust)
 
     def _held(self) -> dict[str, Tensor]:
         """Values of the sites outside the subset."""

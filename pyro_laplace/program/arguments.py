@@ -23,7 +23,7 @@ def trouble_with(batch: Batch) -> str | None:
     Returns:
         a sentence that names the first such argument; None if there is none.
     """
-    for name, value in _named(batch):
+    for name, value in _arguments_of(batch):
         for leaf in leaves_of(value):
             if type(leaf).__module__.split(".")[0] in _FOREIGN and hasattr(leaf, "shape"):
                 kind = f"{type(leaf).__module__.split('.')[0]}.{type(leaf).__name__}"
@@ -45,7 +45,7 @@ def trouble_with(batch: Batch) -> str | None:
 
 def _other_dtype(batch: Batch) -> str | None:
     """The first argument whose dtype is not the default one, which priors without one of their own draw."""
-    for name, value in _named(batch):
+    for name, value in _arguments_of(batch):
         for leaf in leaves_of(value):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.get_default_dtype():
                 return (
@@ -56,7 +56,7 @@ def _other_dtype(batch: Batch) -> str | None:
     return None
 
 
-def _named(batch: Batch) -> list[tuple[str, Any]]:
+def _arguments_of(batch: Batch) -> list[tuple[str, Any]]:
     return [*((f"argument {k}", each) for k, each in enumerate(batch.args)), *batch.kwargs.items()]
 
 

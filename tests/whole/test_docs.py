@@ -106,10 +106,27 @@ def test_the_page_on_priors_runs_and_says_what_comes_out():
     assert pl.scores(misled, names["unseen"])["nll"] > 2 * alone
 
 
+def test_standard_errors_of_a_lethal_dose():
+    """The block of the page, by the gradient written out."""
+    page = (DOCS / "programs.md").read_text()
+    names: dict = {"torch": torch, "pyro": pyro, "dist": dist, "pl": pl}
+    exec(
+        compile(
+            re.findall(r"```python\n(.*?)```", page[page.index("## Standard errors of") :], re.DOTALL)[0], "", "exec"
+        ),
+        names,
+    )
+    guide, a, b = names["guide"], *(names["guide"].median()[name] for name in "ab")
+    slope = torch.stack([-1 / b, a / b**2])
+    torch.testing.assert_close(names["mean"], -a / b)
+    torch.testing.assert_close(names["std"], (slope @ guide.covariance @ slope).sqrt(), rtol=1e-4, atol=1e-6)
+    assert float(names["robust"]) > 0
+
+
 def test_the_five_models_equal_their_oracles():
     """Each block of the page, by closed forms; the regression by scipy's optimum and a Hessian of differences."""
     page = (DOCS / "programs.md").read_text()
-    page = page[page.index("## Five models") : page.index("## When a number")]
+    page = page[page.index("## Five models") : page.index("## Standard errors of")]
     names: dict = {"torch": torch, "pyro": pyro, "dist": dist, "poutine": pyro.poutine, "pl": pl}
     guides = []
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
