@@ -94,6 +94,7 @@ def as_written(model: Callable[..., Any]) -> Callable[..., Any]:
         with _WrittenLogits():
             return model(*args, **kwargs)
 
+    setattr(run, "__wrapped__", model)  # noqa: B010 (as functools.wraps has it, of whatever the model is)
     return run
 
 

@@ -23,6 +23,7 @@ from pyro_laplace.linearized.program import LinearizedProgram
 from pyro_laplace.linearized.routes import first_route
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.program.arguments import told_of_arguments
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.module_state import in_place_refused, modules_kept
 from pyro_laplace.settings import settings
@@ -109,7 +110,8 @@ class LinearizedPredictive:
         Returns:
             site name to a distribution of the site's batch and event shape.
         """
-        found = [each.predictive(args, kwargs, self.link, self.num_samples) for each in self._components]
+        with told_of_arguments(Batch(args, kwargs)):
+            found = [each.predictive(args, kwargs, self.link, self.num_samples) for each in self._components]
         return self._mixed(mix, found)
 
     def sample(self, num_samples: int, latent: bool = False) -> Callable[..., dict[str, Tensor]]:

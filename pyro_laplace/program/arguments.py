@@ -47,7 +47,7 @@ def _other_dtype(batch: Batch) -> str | None:
     """The first argument whose dtype is not the default one, which priors without one of their own draw."""
     for name, value in _arguments_of(batch):
         for leaf in leaves_of(value):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.get_default_dtype():
+            if isinstance(leaf, Tensor) and leaf.dtype != torch.get_default_dtype():
                 return (
                     f"{name} of the data is of {leaf.dtype}, and the program's sites may be of "
                     f"{torch.get_default_dtype()}: convert one of them, as x.float(), net.double() or "

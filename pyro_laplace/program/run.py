@@ -298,7 +298,7 @@ def run_model(model: Callable[..., Any], batch: Batch, recorder: Recorder) -> Ru
         if recorder.enumeration is not None:
             stack.enter_context(recorder.enumeration)
         stack.enter_context(recorder)
-        if has_sparse(batch):
+        if has_sparse(model, batch):
             stack.enter_context(SparseProducts())
         model(*batch.args, **batch.kwargs)
     return recorder.run

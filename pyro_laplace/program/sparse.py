@@ -7,19 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyro_laplace._compat.torch import entries_of, leaves_of
+from pyro_laplace._compat.torch import entries_of, leaves_of, own_buffers
 from pyro_laplace.data import Batch
 
 _PRODUCTS = {"matmul", "__matmul__", "mm", "mv", "_sparse_mm"}
 _REVERSED = {"__rmatmul__"}
 
 
-def has_sparse(batch: Batch) -> bool:
-    """Whether a sparse tensor is among what the model is called with."""
+def has_sparse(model: Callable[..., Any], batch: Batch) -> bool:
+    """Whether a sparse tensor is among what the model is called with, or what its modules hold."""
     leaves = leaves_of((batch.args, dict(batch.kwargs)))
+    model = getattr(model, "__wrapped__", model)
+    if isinstance(model, nn.Module):
+        for module in model.modules():
+            leaves += [*own_buffers(module).values(), *vars(module).values()]
     return any(isinstance(leaf, Tensor) and leaf.layout != torch.strided for leaf in leaves)
 
 

@@ -49,6 +49,13 @@ class Factored:
     dense_index: Tensor
     position: Tensor
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether there are dense columns of what products could hold: all but constrained sites."""
+        chosen = set(self.dense_index.tolist())
+        layout, latents = self.run.program.layout, self.run.program.latents
+        return any(place.start in chosen and not latents[name].constrained for name, place in layout.items())
+
     def factors(self, elements: int) -> Iterator[tuple[str, Factors]]:
         """The factors of each observed site that the root covers.
 

@@ -9,7 +9,7 @@ from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Root
 from pyro_laplace.reading.columns import Columns
 from pyro_laplace.reading.direct import direct_of
-from pyro_laplace.reading.factors import factor
+from pyro_laplace.reading.factors import Factored, factor
 from pyro_laplace.reading.records import Factors
 from pyro_laplace.reading.rest import DenseRoot, ExactHessian
 from pyro_laplace.reading.restrict import restrict
@@ -62,9 +62,12 @@ def columns_of(run: CapturedRun, root: Root | None, anchor: Anchor, wanted: Want
 
 def _of_part(run: CapturedRun, root: Root, anchor: Anchor, wanted: Wanted) -> Iterator[tuple[Terms, Columns]]:
     """The columns of observed sites of equally many data: as products with weights, or by dense rows of their root."""
-    captured = _captured(run, root, anchor, wanted.elements)
-    if captured is None and wanted.products:
-        captured = _captured(run, root.as_one(), anchor, wanted.elements)
+    factored = factor(run, root, anchor.whole())
+    if wanted.products and (factored is None or factored.leaves_out):
+        one = factor(run, root.as_one(), anchor.whole())
+        if one is not None and (factored is None or len(one.dense_index) < len(factored.dense_index)):
+            factored = one
+    captured = None if factored is None else _restricted(factored, anchor, wanted.elements)
     if captured is None:
         for name in root.sites:
             yield (name,), Columns(anchor.size, rest=DenseRoot(root.only(name), anchor))
@@ -76,11 +79,10 @@ def _of_part(run: CapturedRun, root: Root, anchor: Anchor, wanted: Wanted) -> It
         seen.add(name)
 
 
-def _captured(run: CapturedRun, root: Root, anchor: Anchor, elements: int) -> Iterator[tuple[str, Factors]] | None:
-    """The factors of a root by site, also where a site is free in part only; None if they cannot be had."""
+def _restricted(factored: Factored, anchor: Anchor, elements: int) -> Iterator[tuple[str, Factors]]:
+    """The factors of a root by site, also where a site is free in part only."""
     whole = anchor.whole()
-    factored = factor(run, root, whole)
-    if factored is None or len(whole.index) == len(anchor.index):
-        return None if factored is None else factored.factors(elements)
+    if len(whole.index) == len(anchor.index):
+        return factored.factors(elements)
     chosen = whole.positions[anchor.index]
     return ((name, restrict(each, chosen, whole.size)) for name, each in factored.factors(elements))

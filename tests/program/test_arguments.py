@@ -72,3 +72,12 @@ def test_a_factor_outside_the_plate_of_several_batches():
     with pytest.raises(pl.UnsupportedProgram) as caught:
         pl.fit_laplace(model, [(X[:6], Y[:6]), (X[6:], Y[6:])], progress=False)
     assert_says(caught, "'fit'", "no plate", "one value a datum")
+
+
+@pytest.mark.parametrize("name", ["x of numpy", "nothing", "double"])
+def test_inputs_of_a_prediction_are_named_too(name):
+    guide = pl.fit_laplace(logistic, (X, Y), progress=False)
+    (x, _), words = WRONG[name]
+    with pytest.raises(pl.InvalidData) as caught:
+        pl.LinearizedPredictive(logistic, guide)(x)
+    assert_says(caught, *words[:2])

@@ -103,6 +103,31 @@ def test_a_program_of_many_groups(structure):
     torch.testing.assert_close(predicted[1].reshape(-1), torch.einsum("np,pq,nq->n", rows, matrix.inverse(), rows))
 
 
+@pytest.mark.parametrize("structure", ["diag", {"u": "diag", "*": "full"}])
+def test_a_random_scale_of_many_groups(structure):
+    """The prior couples each effect with the scale, and no two effects."""
+    groups = 40
+    _, group, _ = grouped(groups)
+    y = torch.poisson(torch.ones(len(group)), generator=torch.Generator().manual_seed(1))
+
+    def model(group, y=None):
+        tau = pyro.sample("tau", dist.LogNormal(-1.0, 0.3))
+        with pyro.plate("groups", groups):
+            u = pyro.sample("u", dist.Normal(0.0, tau))
+        with pyro.plate("data", len(group)):
+            pyro.sample("y", dist.Poisson(u[group].exp()), obs=y)
+
+    u, tau = torch.linspace(-0.5, 0.5, groups), torch.tensor(0.3)
+    options = {"structure": structure, "curvature": "ggn", "polish": False, "on_not_a_mode": "ignore"}
+    with pl.settings.using(one_hot_elements=1, row_elements=groups):
+        guide = pl.fit_laplace(model, (group, y), {"tau": tau, "u": u}, progress=False, **options)
+    rates = torch.zeros(groups).index_add(0, group, u.exp()[group])
+    found = guide.precision.to_dense().diagonal()
+    torch.testing.assert_close(found[guide.layout["u"]], rates + 1 / tau**2)
+    of_tau = 2 * (u / tau).square().sum() + 1 / 0.3**2
+    torch.testing.assert_close(found[guide.layout["tau"]], of_tau.reshape(1))
+
+
 def test_the_cost_is_linear_in_rows():
     def elements(groups):
         x, group, y = grouped(groups)

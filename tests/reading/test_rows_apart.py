@@ -189,6 +189,53 @@ def test_its_linearised_predictor_is_that_of_each_plate():
     torch.testing.assert_close(cov.reshape(-1), torch.einsum("np,pq,nq->n", j, guide.covariance, j))
 
 
+def test_factors_of_slices_are_those_of_the_parts():
+    """Two sites on parts of one output, and the same two on outputs of their own."""
+    data, point = two_plates()
+    x1, x2, y1, y2 = data
+    point = {name: point[name] for name in ("w", "v")}
+
+    def program(outputs):
+        def model(x1, x2, y1=None, y2=None):
+            w, v = pyro.sample("w", normal(5, 4)), pyro.sample("v", normal(4))
+            f1, f2 = outputs(lambda x: torch.tanh(x @ w) @ v, x1, x2)
+            with pyro.plate("lab", len(x1)):
+                pyro.sample("y1", dist.Normal(f1, 0.5), obs=y1)
+            with pyro.plate("field", len(x2)):
+                pyro.sample("y2", dist.Bernoulli(logits=f2), obs=y2)
+
+        return model
+
+    together = program(lambda net, a, b: net(torch.cat([a, b])).split([len(a), len(b)]))
+    apart = program(lambda net, a, b: (net(a), net(b)))
+    one, other = (
+        pl.fit_laplace(model, (x1, x2, y1, y2), point, structure="kron", **QUIET).precision.to_dense()
+        for model in (together, apart)
+    )
+    torch.testing.assert_close(one, other)
+    assert not one[:20, 20:].any()
+
+
+def test_a_graph_that_a_network_holds():
+    adjacency, x, y, point = graph()
+
+    class Graph(torch.nn.Module):
+        def __init__(self, adjacency):
+            super().__init__()
+            self.register_buffer("adjacency", adjacency)
+            self.w1, self.w2 = (torch.nn.Parameter(point[name]) for name in ("w1", "w2"))
+
+        def forward(self, x):
+            return self.adjacency @ (torch.tanh(self.adjacency @ (x @ self.w1)) @ self.w2)
+
+    found = []
+    for given in (adjacency, adjacency.to_sparse()):
+        program = pl.bayesianize(Graph(given), prior=pl.nn.Isotropic(1.0), likelihood=pl.nn.Classification())
+        guide = pl.fit_laplace(program, (x, y), point, structure="diag", **QUIET)
+        found.append((guide.precision.to_dense(), pl.LinearizedPredictive(program, guide).latent(x)["y"][1]))
+    torch.testing.assert_close(found[0], found[1])
+
+
 # --- a network that is called twice ---------------------------------------------------------------
 
 
