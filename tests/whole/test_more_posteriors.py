@@ -21,6 +21,8 @@ def dtype(request, hermetic):
 
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_reaches_what_laplace_can(name, dtype):
+    if dtype == torch.float32 and name in ("half Student", "Lotka-Volterra", "GARCH"):
+        pytest.skip("minutes of the same in float64")
     posterior = POSTERIORS[name]
     guide = pl.fit_laplace(posterior.model, posterior.arguments(), curvature=posterior.curvature, progress=False)
     draws = guide.sample_posterior(NUM_DRAWS)
