@@ -18,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import compare_posteriors as demo
+
 import pyro_laplace as pl
 
 
