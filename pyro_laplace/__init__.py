@@ -15,6 +15,9 @@ from pyro_laplace._errors import (
     TooLarge,
     UnsupportedProgram,
 )
+from pyro_laplace.diagnostics.diagnose import diagnose
+from pyro_laplace.diagnostics.diagnosis import Diagnosis
+from pyro_laplace.diagnostics.importance import ImportanceDraws, importance_resample
 from pyro_laplace.evidence.evidence import Evidence, log_evidence
 from pyro_laplace.evidence.maximize import maximize_evidence
 from pyro_laplace.inference import fit_nuts, fit_svi
@@ -43,7 +46,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutoLaplace",
+    "Diagnosis",
     "Evidence",
+    "ImportanceDraws",
     "IndefiniteCurvature",
     "InvalidData",
     "InvalidOption",
@@ -61,10 +66,12 @@ __all__ = [
     "UnsupportedProgram",
     "bayesianize",
     "compare",
+    "diagnose",
     "fit_laplace",
     "fit_map",
     "fit_nuts",
     "fit_svi",
+    "importance_resample",
     "init_to_start",
     "linearize",
     "log_evidence",

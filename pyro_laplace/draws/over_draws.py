@@ -13,12 +13,12 @@ from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data
 from pyro_laplace.draws.arguments import tensor_arguments
+from pyro_laplace.draws.density import log_joint_at
 from pyro_laplace.draws.draws import PosteriorDraws
 from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_means, draw_observed
 from pyro_laplace.draws.vectorize import over_rows
 from pyro_laplace.likelihood import marginalises_nan
 from pyro_laplace.posterior.own import own_params
-from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.entries import counted_entries
 from pyro_laplace.program.observations import Place, refuse_outside_support
 from pyro_laplace.program.program import Program
@@ -111,18 +111,9 @@ class View:
         """Log p(y, theta) [draws], the log-Jacobian included."""
         program, latents = self.program, self.program.latents
         values = {name: values[name].reshape(-1, *latent.shape) for name, latent in latents.items()}
-        size = sum(site.value.numel() for site in self.run.observed.values())
-        total = torch.zeros((), dtype=torch.float64, device=program.start.device)
         with undisturbed(rng=False), torch.no_grad():
             theta = torch.func.vmap(program.pack)(values)
-            for number, chunk in enumerate(Loop(program, self.data).chunks("log joint", self.progress)):
-                prior = 1.0 if number == 0 else 0.0
-
-                def at(row: Tensor, chunk: Chunk = chunk, prior: float = prior) -> dict[str, Tensor]:
-                    return {"lp": program.log_joint(row, chunk, prior=prior)}
-
-                total = total + map_rows(at, theta, size, "log joint" if self.progress else None)["lp"]
-        return total
+        return log_joint_at(Loop(program, self.data), theta, "log joint" if self.progress else None)
 
     @cached_property
     def observed(self) -> dict[str, Tensor]:

@@ -132,17 +132,17 @@ _EMPTY = {torch.empty, torch.empty_like, Tensor.new_empty}
 
 
 class Widest(TorchFunctionMode):
-    """Measures how many elements the largest tensor has that is made while it is active."""
+    """Measures how many elements the largest tensor has that is made while it is active, and how many all have."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.elements = 1
+        self.elements = self.total = 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and look at its result."""
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
-            self.elements = max(self.elements, result.numel())
+            self.elements, self.total = max(self.elements, result.numel()), self.total + result.numel()
         return result
 
     @property

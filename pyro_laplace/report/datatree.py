@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace.data import Data, as_data
+from pyro_laplace.diagnostics.importance import ImportanceDraws
 from pyro_laplace.draws.draws import PosteriorDraws, draws_of
 from pyro_laplace.draws.over_draws import View, map_rows
 from pyro_laplace.linearized.choose import predictive_model
@@ -133,20 +134,23 @@ def _as_numpy(value: Tensor) -> np.ndarray:
 
 
 def _attributes(posterior: Any, model: Any, draws: PosteriorDraws, groups: Mapping[str, Any]) -> dict[str, dict]:
-    ours = isinstance(posterior, AutoLaplace | LaplaceMixture)
+    ours = isinstance(posterior, AutoLaplace | LaplaceMixture | ImportanceDraws)
     about: dict[str, Any] = {
         "inference_library": "pyro_laplace" if ours else "pyro-ppl",
         "inference_library_version": _version("pyro_laplace" if ours else "pyro-ppl"),
         "posterior": "draws" if isinstance(posterior, Mapping) else type(posterior).__name__,
         "linearized": int(isinstance(model, LinearizedProgram)),
     }
-    if ours:
+    if isinstance(posterior, AutoLaplace | LaplaceMixture):
         about |= {
             "structure": str(posterior.structure),
             "curvature": posterior.curvature,
             "subset": list(posterior.layout),
             "log_evidence": float(posterior.log_evidence),
         }
+    if isinstance(posterior, ImportanceDraws):
+        names = ("khat", "ess", "log_evidence", "log_evidence_error")
+        about |= {name: float(getattr(posterior, name)) for name in names}
     if isinstance(posterior, MCMC):
         about["kernel"] = type(posterior.kernel).__name__
     seconds = getattr(posterior, "fit_seconds", None)

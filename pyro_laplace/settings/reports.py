@@ -31,6 +31,63 @@ class Reports:
     fewest_draws: int = 30
     """Draws below which there is no tail to fit a Pareto distribution to."""
 
+    equal_weights: float = 1e-9
+    """Nats between the largest and the smallest log weight up to which they are equal but for rounding."""
+
+    wrong_shift: float = 0.3
+    """Corrected shift of a mean, in posterior standard deviations, from which on a posterior is wrong."""
+
+    predictive_draws: int = 200
+    """Draws by which the predictions of a program and of its linearised form are compared."""
+
+    wrong_scale: float = 1.5
+    """Factor between a corrected standard deviation and a posterior's own, from which on it is wrong."""
+
+    verdict_errors: float = 2.0
+    """Monte Carlo standard errors on either side of which a shift must be on one side of these bounds to be clear."""
+
+    diagnose_draws: int = 1_000
+    """Draws of the first look of `diagnose`; each further look doubles them."""
+
+    clear_k: float = 1.0
+    """Pareto k above which a second look is enough: such weights have no mean, and more draws do not help."""
+
+    diagnose_elements: int = 2**31
+    """Elements that the first draws of a `diagnose` may make in sum, some ten seconds on a core; the rest is as much."""
+
+    diagnose_one_by_one: int = 2_000
+    """Draws up to which it goes on where the program cannot be run on many at once."""
+
+    held_elements: int = 2**27
+    """Elements of all the draws of theta that are held at a time, one gigabyte."""
+
+    dense_coordinates: int = 2_000
+    """Coordinates up to which the eigenvalues of a precision are looked at."""
+
+    flat_direction: float = 1e-4
+    """Eigenvalue of the precision in units of its diagonal below which a direction is flat.
+
+    The coordinates are then known a hundred times less well in that combination than each by itself.
+    """
+
+    proposal_df: int = 5
+    """Degrees of freedom of the heavier-tailed half of the draws of `importance_resample`."""
+
+    matched_share: float = 0.9
+    """Share of the draws that come from matched moments; the rest keeps what these may have missed."""
+
+    proposals: int = 4_000
+    """Least number of draws that `importance_resample` chooses from."""
+
+    match_rounds: int = 8
+    """Most rounds of moment matching."""
+
+    match_draws: int = 10
+    """Effective draws for each coordinate from which on a whole covariance is matched, and not variances alone."""
+
+    least_share: float = 1e-3
+    """Share of the weight below which a part of a mixture is dropped as moments are matched."""
+
     plot_classes: int = 20
     """Integer labels up to which a calibration figure takes 0, 1, ... for classes."""
 

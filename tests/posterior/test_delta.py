@@ -3,6 +3,7 @@
 import pyro
 import pyro.distributions as dist
 import pytest
+import statsmodels.api as statsmodels
 import torch
 from checks import assert_says
 
@@ -123,3 +124,25 @@ def test_what_cannot_be_told():
     with pytest.raises(pl.InvalidOption) as caught:
         guide.of("ratio", robust=True)
     assert_says(caught, "robust=True", "data=")
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_equals_statsmodels(robust):
+    """Standard errors of coefficients and of fitted rates, model-based and White's."""
+    x = torch.cat([torch.ones(80, 1), torch.randn(80, 2)], 1)
+    y = torch.poisson((x @ torch.tensor([0.5, 0.3, -0.4])).exp() * dist.Gamma(2.0, 2.0).sample((80,)))
+
+    def model(x, y):
+        w = pyro.sample("w", dist.ImproperUniform(dist.constraints.real, (), (3,)))
+        rate = pyro.deterministic("rate", (x @ w).exp())
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    guide = pl.fit_laplace(model, (x, y))
+    family = statsmodels.families.Poisson()
+    theirs = statsmodels.GLM(y.numpy(), x.numpy(), family=family).fit(cov_type="HC0" if robust else "nonrobust")
+    ours = guide.of("w", (x, y), robust=robust)
+    torch.testing.assert_close(ours.mean, torch.tensor(theirs.params), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(ours.std, torch.tensor(theirs.bse), rtol=1e-6, atol=0)
+    rates = guide.of("rate", (x, y), robust=robust).std
+    torch.testing.assert_close(rates, torch.tensor(theirs.get_prediction(x.numpy()).se_mean), rtol=1e-6, atol=0)

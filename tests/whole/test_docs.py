@@ -106,6 +106,20 @@ def test_the_page_on_priors_runs_and_says_what_comes_out():
     assert pl.scores(misled, names["unseen"])["nll"] > 2 * alone
 
 
+def test_the_page_on_verdicts_says_what_comes_out(capsys):
+    """All that it prints, but for times and for what rounding decides."""
+    page = (DOCS / "verdict.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "docs/verdict.md", "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    shown = "".join(re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL)).splitlines()
+    assert len(printed) == len(shown)
+    for line, other in zip(printed, shown, strict=True):
+        assert re.sub(r"[-+0-9.,e]+", "#", line).split() == re.sub(r"[-+0-9.,e]+", "#", other).split()
+    assert names["draws"].exact
+
+
 def test_standard_errors_of_a_lethal_dose():
     """The block of the page, by the gradient written out."""
     page = (DOCS / "programs.md").read_text()

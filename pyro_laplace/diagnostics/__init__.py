@@ -1,0 +1,1 @@
+"""Whether a posterior is right, by draws weighed with the program itself: `diagnose`, `importance_resample`."""

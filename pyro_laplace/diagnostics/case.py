@@ -1,0 +1,126 @@
+"""A posterior beside the program that it is judged by: its draws, weighed until that is clear, and corrected."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_laplace.capture.anchor import Anchor
+from pyro_laplace.capture.loop import Loop
+from pyro_laplace.data import Data
+from pyro_laplace.diagnostics.diagnosis import Moved
+from pyro_laplace.diagnostics.drawn import Drawn, draw_from
+from pyro_laplace.diagnostics.importance import correct
+from pyro_laplace.diagnostics.verdict import is_clear
+from pyro_laplace.diagnostics.weights import Shift, Weights
+from pyro_laplace.draws.density import elements_of_one, log_joint_at
+from pyro_laplace.mode.objective import Objective
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.mass import Mass
+from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.program.sites import Latent
+from pyro_laplace.settings import settings
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A posterior and the program that it is judged by.
+
+    Attributes:
+        guide: the posterior.
+        loop: the program and its data.
+        data: what a guide that is not ours is called with.
+        progress: whether what lasts shows a progress bar.
+    """
+
+    guide: Any
+    loop: Loop
+    data: Data
+    progress: bool
+
+    def grown(self, max_draws: int) -> tuple[Drawn, Moved]:
+        """Draws, and more of them until what their weights say is clear, or the budget is spent.
+
+        Args:
+            max_draws: the budget, which a large program does not use up.
+
+        Returns:
+            the draws, and how far their weights move the sites.
+        """
+        most = min(max_draws, self._affordable())
+        drawn = draw_from(self.guide, self.loop.program, self.data, min(settings.diagnose_draws, most))
+        log_joint = self._log_joint(drawn)
+        most = most if self._vectorised else min(most, settings.diagnose_one_by_one)
+        while True:
+            weights = Weights.of(log_joint - drawn.log_q)
+            moved = Moved(weights, {name: Shift.by(weights, each) for name, each in self._values(drawn.theta).items()})
+            looked_twice = len(drawn) >= 2 * settings.diagnose_draws
+            clear = weights.khat > settings.clear_k or (weights.trusted and is_clear(moved))
+            if len(drawn) >= most or (looked_twice and clear):
+                return drawn, moved
+            fresh = draw_from(self.guide, self.loop.program, self.data, min(len(drawn), most - len(drawn)))
+            drawn, log_joint = drawn.and_more(fresh), torch.cat([log_joint, self._log_joint(fresh)])
+
+    def corrected(self, drawn: Drawn, max_draws: int) -> Moved:
+        """The moves by draws with heavier tails and matched moments.
+
+        Args:
+            drawn: the posterior's own draws.
+            max_draws: the budget of these; the others take as many, and moment matching twice as many.
+
+        Returns:
+            how far the others' means are from theirs.
+        """
+        count = min(max_draws, self._affordable()) if self._vectorised else len(drawn)
+        found = correct(self.loop, self.guide, self.data, count, "auto", self.progress)
+        pairs, others = self._values(drawn.theta), self._values(found.theta)
+        by_site = {name: Shift.between(each, found.weights, others[name]) for name, each in pairs.items()}
+        return Moved(found.weights, by_site)
+
+    def far(self) -> dict[str, float]:
+        """Sites whose mass lies elsewhere than the mode, by gradients; none of what has no mode."""
+        guide = heaviest(self.guide)
+        if guide is None:
+            return {}
+        anchor = Anchor(guide.theta, guide.index, guide.latents)
+        mass = Mass.around(Objective(self.loop, True, guide.theta, guide.index), anchor, guide.precision)
+        return {} if mass is None else mass.far()
+
+    @property
+    def random(self) -> dict[str, Latent]:
+        """The sites that the guide does not hold."""
+        latents = self.loop.program.latents
+        random = getattr(self.guide, "random", None)
+        return {name: latent for name, latent in latents.items() if random is None or name in random}
+
+    def _values(self, theta: Tensor) -> dict[str, Tensor]:
+        """Their values at draws, flat [draws, entries]."""
+        return {
+            name: latent.constrain(theta[:, latent.slice]).reshape(len(theta), -1)
+            for name, latent in self.random.items()
+        }
+
+    def _log_joint(self, drawn: Drawn) -> Tensor:
+        return log_joint_at(self.loop, drawn.theta, "diagnosis" if self.progress else None)
+
+    @cached_property
+    def _vectorised(self) -> bool:
+        """Whether the program can be run on several draws at once."""
+        reasons: list[str] = []
+        log_joint_at(self.loop, self.loop.program.start.expand(2, -1), on_loop=reasons.append)
+        return not reasons
+
+    def _affordable(self) -> int:
+        """Draws that may be weighed, by the numbers that one evaluation makes and those that theta has."""
+        made, held = elements_of_one(self.loop), len(self.loop.program.start)
+        most = min(settings.diagnose_elements // made, settings.held_elements // held)
+        return max(settings.fewest_draws, most)
+
+
+def heaviest(guide: Any) -> AutoLaplace | None:
+    """The Laplace posterior that a guide is, or is mostly made of; None of another guide."""
+    if isinstance(guide, LaplaceMixture):
+        return guide.components[int(guide.weights.argmax())]
+    return guide if isinstance(guide, AutoLaplace) else None

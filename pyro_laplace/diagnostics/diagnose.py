@@ -1,0 +1,162 @@
+"""`diagnose`: whether a posterior is right, by weighing its draws with the program."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._errors import InvalidOption, LaplaceWarning
+from pyro_laplace.capture.loop import Loop
+from pyro_laplace.curvature.network import is_network
+from pyro_laplace.data import Data, as_data
+from pyro_laplace.diagnostics.case import Case, heaviest
+from pyro_laplace.diagnostics.determined import Determined
+from pyro_laplace.diagnostics.diagnosis import AtMode, Diagnosis
+from pyro_laplace.diagnostics.drawn import Drawn, refuse_without_density
+from pyro_laplace.diagnostics.importance import program_at
+from pyro_laplace.diagnostics.verdict import Findings, next_step, verdict_of
+from pyro_laplace.draws.draws import PosteriorDraws
+from pyro_laplace.draws.over_draws import View
+from pyro_laplace.linearized.choose import bend_of, predictive_model
+from pyro_laplace.linearized.program import LinearizedProgram
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.program.sites import unpack
+from pyro_laplace.settings import settings
+
+
+def diagnose(
+    model: Callable[..., Any], guide: Any, data: Any, *, max_draws: int = 16_000, progress: bool = True
+) -> Diagnosis:
+    """Say whether a posterior is right, why, and what to do next.
+
+    Draws of the posterior are weighed by ``p(y, theta) / q(theta)``, Pareto-smoothed (Vehtari et al. 2024, "Pareto
+    smoothed importance sampling"; Yao et al. 2018, "Yes, but did it work?"). Where the shape k of the weights' tail is
+    at most 0.7 they can be trusted, and the verdict is what they say: "wrong" if they move a mean by more than 0.3
+    posterior standard deviations, or change a standard deviation by half; else "trusted". Where k is larger, draws with
+    heavier tails and matched moments (`importance_resample`) are tried, and the verdict is "wrong" if these can be
+    trusted and say so, or if the gradients of the log joint say that the mass is elsewhere; else "unsure". It starts
+    with 1,000 draws and doubles them until the verdict is clear or `max_draws` are spent.
+
+    It inspects alone: the random state is afterwards what it was, and the same posterior has the same verdict.
+
+    Args:
+        model: the Pyro program, or what `linearize` makes of one.
+        guide: a posterior of `fit_laplace`, over all sites or some, a mixture, or any Pyro guide with a density.
+        data: what it was fitted to: a batch (tuple, dict or tensor), or a re-iterable of batches.
+        max_draws: most draws that are weighed, each by one evaluation of the log joint of all data; for a large program
+            there are fewer, so that all evaluations make at most `settings.diagnose_elements` numbers.
+        progress: whether a pass that lasts shows a progress bar.
+
+    Returns:
+        the diagnosis, which prints as a report.
+
+    Raises:
+        InvalidOption: if the guide has no density (an `MCMC`, draws, a point), or is of other sites.
+        UnsupportedProgram: if the program cannot be traced.
+        InvalidData: if `data` cannot be iterated anew.
+    """
+    start = time.perf_counter()
+    refuse_without_density(guide)
+    if isinstance(max_draws, bool) or not isinstance(max_draws, int) or max_draws < settings.fewest_draws:
+        raise InvalidOption(f"max_draws={max_draws!r}: give a whole number, at least {settings.fewest_draws}")
+    data = as_data(data)
+    with undisturbed(), torch.no_grad():
+        program = program_at(model, guide, data)
+        case = Case(guide, Loop(program, data), data, progress)
+        pyro.set_rng_seed(0)
+        drawn, own = case.grown(max_draws)
+        bends = _bends(model, case)
+        corrected = None if own.weights.trusted or bends else case.corrected(drawn, max_draws)
+        far = {} if own.weights.trusted else case.far()
+        linearized, ours = isinstance(model, LinearizedProgram), isinstance(guide, AutoLaplace)
+        laplace = heaviest(guide)
+        dense = laplace is None or laplace.structure == "full"
+        found = Findings(own, corrected, far, _at_mode(guide), bends, linearized, preconditions=ours, dense=dense)
+        verdict, reason = verdict_of(found)
+        shown = (found.trusted or own).by_site
+        shapes = {name: latent.shape for name, latent in program.latents.items()}
+        return Diagnosis(
+            verdict=verdict,
+            subject=_subject(model, case),
+            reason=reason,
+            next_step=next_step(verdict, found),
+            khat=own.weights.khat,
+            ess=own.weights.ess,
+            num_draws=len(drawn),
+            log_ratios=own.weights.log_ratio,
+            corrected_khat=None if corrected is None else corrected.weights.khat,
+            shifts={name: each.mean.reshape(shapes[name]) for name, each in shown.items()},
+            shift_errors={name: each.mean_error.reshape(shapes[name]) for name, each in shown.items()},
+            log_scales={name: each.log_std.reshape(shapes[name]) for name, each in shown.items()},
+            at_mode=found.at_mode,
+            determined=None if laplace is None else Determined.of(laplace, case.loop),
+            predictive=_predictive(model, guide, data, drawn) if bends else {},
+            posterior=_in_words(guide),
+            seconds=time.perf_counter() - start,
+        )
+
+
+def _bends(model: Callable[..., Any], case: Case) -> bool:
+    """Whether the program is a network, and not linear within the posterior."""
+    program, guide = case.loop.program, case.guide
+    if isinstance(model, LinearizedProgram) or program.nesting is not None or heaviest(guide) is None:
+        return False
+    small = program.num_params <= settings.small
+    if small and not is_network(program, program.start, next(case.loop.chunks())):
+        return False
+    return bend_of(model, guide, case.data) > settings.linear
+
+
+def _at_mode(guide: Any) -> AtMode | None:
+    """The point of a Laplace posterior; of a mixture the one farthest from its mode."""
+    components = getattr(guide, "components", (guide,))
+    if not all(isinstance(each, AutoLaplace) for each in components):
+        return None
+    mode = max((each.mode for each in components), key=lambda each: each.decrement / each.allowed)
+    return AtMode(mode.gradient_norm, mode.decrement, mode.allowed)
+
+
+def _predictive(model: Callable[..., Any], guide: Any, data: Data, drawn: Drawn) -> dict[str, float]:
+    """Log density of the data under draws through the program, and through the linearised one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LaplaceWarning)
+        linearized = predictive_model(model, guide, data)
+    if linearized is model:  # a link is not known
+        return {}
+    draws = PosteriorDraws(unpack(guide.latents, drawn.theta[: settings.predictive_draws]), source=guide)
+    return {"linearized": _log_density(linearized, data, draws), "sampled": _log_density(model, data, draws)}
+
+
+def _log_density(model: Callable[..., Any], data: Data, draws: PosteriorDraws) -> float:
+    """Log of the mean density over draws, mean over data."""
+    pointwise = torch.cat([each.flatten(1) for each in View.of(model, data, draws).log_lik(draws.values).values()], 1)
+    return float((pointwise.double().logsumexp(0) - math.log(len(draws))).mean())
+
+
+def _subject(model: Callable[..., Any], case: Case) -> str:
+    program = "the linearised program" if isinstance(model, LinearizedProgram) else "the program"
+    held = [name for name in case.loop.program.latents if name not in case.random]
+    if held:
+        shown = ", ".join(map(repr, held[: settings.shown_names])) + (
+            " ..." if len(held) > settings.shown_names else ""
+        )
+        return f"{program} with {shown} held at the mode"
+    return f"{program} with some coordinates held" if getattr(heaviest(case.guide), "partial", ()) else program
+
+
+def _in_words(guide: Any) -> str:
+    kind = type(guide).__name__
+    if isinstance(guide, LaplaceMixture):
+        kind = f"{kind} of {len(guide.components)}"
+    laplace = heaviest(guide)
+    if laplace is None:
+        return kind
+    return (
+        f"{kind}, structure {laplace.structure!r}, curvature {laplace.curvature!r}, {laplace.latent_dim:,} coordinates"
+    )

@@ -1,0 +1,132 @@
+"""Draws of theta from whatever has a density: a posterior of ours, or any Pyro guide."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import MCMC
+from pyro.infer.autoguide import AutoDelta
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_laplace._compat.pyro import site_is_deterministic, site_is_factor, site_is_subsample, undisturbed
+from pyro_laplace._errors import InvalidOption
+from pyro_laplace.data import Batch, Data
+from pyro_laplace.draws.draws import draws_of
+from pyro_laplace.draws.vectorize import over_rows
+from pyro_laplace.posterior.guide import AutoLaplace
+from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.posterior.mixture_density import POINT
+from pyro_laplace.program.module_state import modules_kept
+from pyro_laplace.program.program import Program
+from pyro_laplace.settings import settings
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Draws with their density.
+
+    Attributes:
+        theta: all latent sites, unconstrained [draws, params].
+        log_q: log density of the random coordinates [draws], in nats and float64.
+    """
+
+    theta: Tensor
+    log_q: Tensor
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.theta)
+
+    def and_more(self, other: "Drawn") -> "Drawn":
+        """These and other draws."""
+        return Drawn(torch.cat([self.theta, other.theta]), torch.cat([self.log_q, other.log_q]))
+
+
+def refuse_without_density(posterior: Any) -> None:
+    """Refuse what has no density to weigh its draws by.
+
+    Args:
+        posterior: what was given for the guide.
+
+    Raises:
+        InvalidOption: for an `MCMC`, draws, a point, or what is no guide, saying what to do instead.
+    """
+    if isinstance(posterior, MCMC | Mapping):
+        kind = "an MCMC" if isinstance(posterior, MCMC) else "a mapping of draws"
+        raise InvalidOption(
+            f"the guide is {kind}, whose draws have no density to weigh them by: look at R-hat and effective sample "
+            "sizes, arviz.summary(pyro_laplace.to_datatree(model, mcmc, data))"
+        )
+    components = getattr(posterior, "components", (posterior,))
+    if isinstance(posterior, AutoDelta) or any(getattr(each, "structure", "") == POINT for each in components):
+        raise InvalidOption(
+            f"this {type(posterior).__name__} is a point and has no density: give the posterior that "
+            "fit_laplace(model, data, map_guide) makes of it"
+        )
+    if isinstance(posterior, type) or not callable(posterior):
+        raise InvalidOption(f"the guide is a {type(posterior).__name__}: give a guide of the model")
+
+
+def draw_from(guide: Any, program: Program, data: Data, num_samples: int) -> Drawn:
+    """Draw from a guide, with the density of theta.
+
+    Args:
+        guide: a posterior of `fit_laplace`, or any Pyro guide whose own variables determine the latent sites.
+        program: traced on the data.
+        data: what the guide is called with; its first batch.
+        num_samples: how many.
+
+    Returns:
+        the draws.
+
+    Raises:
+        InvalidOption: if the guide lacks a latent site of the model, or was never run.
+    """
+    if isinstance(guide, AutoLaplace | LaplaceMixture):
+        with torch.no_grad():
+            theta = guide.sample_theta(num_samples)
+            random = theta[:, guide.index] if isinstance(guide, AutoLaplace) else theta
+            return Drawn(theta, guide.get_posterior().log_prob(random).double())
+    draws = draws_of(guide, data, 1)  # refuses what was never run, or lacks draws
+    missing = [name for name in program.latents if name not in draws.values]
+    if missing:
+        raise InvalidOption(f"the guide has no site for the latent sites {missing} of the model")
+    return _of_any(guide, program, data.first(), num_samples)
+
+
+def _of_any(guide: Callable[..., Any], program: Program, batch: Batch, num_samples: int) -> Drawn:
+    def draw(_: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        watched = _Densities()
+        with watched:
+            guide(*batch.args, **batch.kwargs)
+        theta = program.pack({name: watched.values[name] for name in program.latents})
+        return {"theta": theta, "log_q": torch.stack([each.double().sum() for each in watched.log_probs]).sum()}
+
+    with undisturbed(rng=False), torch.no_grad(), modules_kept(guide):
+        found = over_rows(draw, {}, num_samples, settings.guide_draws)
+        theta, log_q = found["theta"], found["log_q"]
+        varying = (theta != theta[0]).any(0)
+        for latent in program.latents.values():  # from the density of the site's value to that of its coordinates
+            if latent.constrained and bool(varying[latent.slice].any()):
+                log_q = log_q + torch.func.vmap(latent.log_abs_det_jacobian)(theta[:, latent.slice]).double()
+    return Drawn(theta, log_q)
+
+
+class _Densities(Messenger):
+    """Keeps the values that a guide samples and the log density of each statement, and hides it from other handlers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+        self.log_probs: list[Tensor] = []
+
+    def _process_message(self, msg: Any) -> None:
+        msg["stop"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or site_is_deterministic(msg) or site_is_factor(msg) or msg["is_observed"]:
+            return
+        self.values[msg["name"]] = msg["value"]
+        self.log_probs.append(msg["fn"].log_prob(msg["value"]))

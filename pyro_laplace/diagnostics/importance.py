@@ -1,0 +1,192 @@
+"""`importance_resample`: draws of the program's own posterior, from those of an approximation by their weights."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._errors import InvalidOption, LaplaceWarning, check_option
+from pyro_laplace.capture.loop import Loop
+from pyro_laplace.data import Data, as_data
+from pyro_laplace.diagnostics.drawn import Drawn, draw_from, refuse_without_density
+from pyro_laplace.diagnostics.ellipses import Blend, around
+from pyro_laplace.diagnostics.weights import Weights
+from pyro_laplace.draws.density import log_joint_at
+from pyro_laplace.posterior.own import own_params
+from pyro_laplace.program.program import Program
+from pyro_laplace.program.sites import unpack
+from pyro_laplace.settings import settings
+
+
+class ImportanceDraws(dict[str, Tensor]):
+    """Draws of the latent sites by importance resampling, ``{site: [num_samples, *shape]}``.
+
+    What takes draws takes them: `to_datatree`, `compare`, `Predictive(model, posterior_samples=...)`.
+
+    Args:
+        values: site name to draws.
+        weights: of the proposals that they were chosen from.
+
+    Attributes:
+        khat: Pareto k of these weights.
+        ess: how many independent draws of the posterior the proposals are worth; the draws are no better.
+        log_evidence: log p(y), corrected, in nats; of a posterior over some sites, given the others.
+        log_evidence_error: its Monte Carlo standard error.
+        exact: whether the draws are those of the posterior but for Monte Carlo error: k-hat is at most 0.7.
+        num_proposals: how many draws they were chosen from.
+    """
+
+    def __init__(self, values: dict[str, Tensor], weights: Weights) -> None:
+        super().__init__(values)
+        self.khat, self.ess = weights.khat, weights.ess
+        self.log_evidence, self.log_evidence_error = weights.log_mean, weights.log_mean_error
+        self.exact = weights.trusted
+        self.num_proposals = len(weights.log_ratio)
+
+    def __repr__(self) -> str:
+        """A short report."""
+        sites = ", ".join(f"{name}: {tuple(value.shape)}" for name, value in self.items())
+        word = "exact but for Monte Carlo error" if self.exact else "NOT exact"
+        return (
+            f"ImportanceDraws({sites}; {word}: k-hat {self.khat:.2f}, {self.ess:,.0f} effective of "
+            f"{self.num_proposals:,} draws, log evidence {self.log_evidence:.4g} +- {self.log_evidence_error:.2g})"
+        )
+
+
+def importance_resample(
+    model: Callable[..., Any],
+    guide: Any,
+    data: Any,
+    num_samples: int = 1000,
+    *,
+    num_proposals: int | None = None,
+    moment_matching: bool | str = "auto",
+    progress: bool = True,
+) -> ImportanceDraws:
+    """Correct a posterior by importance sampling.
+
+    Draws come half from the posterior's Gaussians and half from Student's t around them, ``q = (N + t_5) / 2``. Each is
+    weighed by the whole mixture, ``p(y, theta) / q(theta)`` (Veach and Guibas 1995, "Optimally combining sampling
+    techniques"), and the weights are Pareto-smoothed: they can be trusted where the shape k of their tail is at most
+    0.7 (Vehtari et al. 2024, "Pareto smoothed importance sampling"). Moment matching moves the t to the mean and
+    covariance of weighted draws, several times (Paananen et al. 2021, "Implicitly adaptive importance sampling"); what
+    comes out is weighed on draws of its own, which took no part in that. The result is a systematic resample.
+
+    Args:
+        model: the Pyro program, or what `linearize` makes of one.
+        guide: a posterior of `fit_laplace`, or any Pyro guide with a density, from which then Gaussian and t are made
+            by its moments.
+        data: what it was fitted to: a batch (tuple, dict or tensor), or a re-iterable of batches.
+        num_samples: draws to return.
+        num_proposals: draws to choose from; by default twice as many, and at least 4,000.
+        moment_matching: True, False, or "auto": where k-hat is over 0.7 without it.
+        progress: whether a pass that lasts shows a progress bar.
+
+    Returns:
+        the draws, with k-hat, effective sample size, and the corrected log evidence. Where k-hat is over 0.7 they do
+        not call themselves exact, and a warning says so.
+
+    Raises:
+        InvalidOption: for an option out of range, or a guide without a density.
+        UnsupportedProgram: if the program cannot be traced.
+        InvalidData: if `data` cannot be iterated anew.
+    """
+    _check_count("num_samples", num_samples)
+    if num_proposals is not None:
+        _check_count("num_proposals", num_proposals)
+    check_option("moment_matching", moment_matching, (True, False, "auto"))
+    refuse_without_density(guide)
+    data = as_data(data)
+    count = max(2 * num_samples, settings.proposals) if num_proposals is None else num_proposals
+    with torch.no_grad():
+        program = program_at(model, guide, data)
+        with undisturbed(rng=False):
+            found = correct(Loop(program, data), guide, data, count, moment_matching, progress)
+        values = unpack(program.latents, found.theta[_systematic(found.weights.normalised, num_samples)])
+    draws = ImportanceDraws(values, found.weights)
+    if not draws.exact:
+        warnings.warn(
+            f"importance_resample: Pareto k-hat is {draws.khat:.2f}, over {settings.bad_k}: a few of the "
+            f"{draws.num_proposals:,} draws outweigh all others ({draws.ess:,.0f} count), so that these draws and "
+            "log_evidence are not those of the posterior. More num_proposals seldom help; draw with "
+            "fit_nuts(model, data, precondition=guide)",
+            LaplaceWarning,
+            stacklevel=2,
+        )
+    return draws
+
+
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """Draws with weights that make them the posterior's, as far as these can be trusted.
+
+    Attributes:
+        theta: the draws [draws, params].
+        weights: of these.
+    """
+
+    theta: Tensor
+    weights: Weights
+
+
+def correct(
+    loop: Loop, guide: Any, data: Data, count: int, moment_matching: bool | str, progress: bool = False
+) -> Corrected:
+    """Draw around a posterior with heavier tails, and weigh the draws.
+
+    Args:
+        loop: the program and its data.
+        guide: the posterior.
+        data: what a guide that is not ours is called with.
+        count: number of draws; moment matching takes twice as many more.
+        moment_matching: True, False, or "auto".
+        progress: whether a pass that lasts shows a progress bar.
+
+    Returns:
+        the draws.
+    """
+    what = "importance sampling" if progress else None
+    gaussians = around(guide, _sample(guide, loop, data))
+    fitted = Blend([(share, each.heavy()) for share, each in gaussians])
+    plain = Blend(gaussians).joined(fitted, 0.5)
+    first = _weighed(loop, plain, count, what)
+    if moment_matching is False or (moment_matching == "auto" and first.weights.trusted):
+        return first
+    found = first
+    for size in [max(1, count // settings.match_rounds)] * settings.match_rounds + [count]:
+        fitted = fitted.matched(found.theta, found.weights.normalised)
+        found = _weighed(loop, plain.joined(fitted, settings.matched_share), size, what)
+    return found if found.weights.trusted or found.weights.khat <= first.weights.khat else first
+
+
+def _weighed(loop: Loop, blend: Blend, count: int, what: str | None) -> Corrected:
+    theta = blend.draw(count)
+    return Corrected(theta, Weights.of(log_joint_at(loop, theta, what) - blend.log_prob(theta)))
+
+
+def program_at(model: Callable[..., Any], guide: Any, data: Data) -> Program:
+    """The program, traced where a posterior is, at the hyperparameters that this was built at."""
+    values = getattr(guide, "latents", None)
+    at = None if values is None else unpack(guide.latents, guide.theta)
+    return Program.trace(model, data, at, own_params(model, guide))
+
+
+def _sample(guide: Any, loop: Loop, data: Data) -> Drawn:
+    """Draws of a guide by which its moments are known; one of ours knows them."""
+    return draw_from(guide, loop.program, data, 1 if hasattr(guide, "sample_theta") else settings.proposals)
+
+
+def _systematic(weights: Tensor, count: int) -> Tensor:
+    """Which draws a systematic resample takes, in random order (Kitagawa 1996)."""
+    offsets = (torch.arange(count, dtype=torch.float64) + torch.rand((), dtype=torch.float64)) / count
+    chosen = torch.searchsorted(weights.cumsum(0).cpu(), offsets).clamp(max=len(weights) - 1)
+    return chosen[torch.randperm(count)].to(weights.device)
+
+
+def _check_count(option: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidOption(f"{option}={value!r}: give a positive number of draws")
