@@ -10,10 +10,9 @@ from torch import Tensor
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data
-from pyro_laplace.diagnostics.diagnosis import Moved
-from pyro_laplace.diagnostics.drawn import Drawn, draw_from
-from pyro_laplace.diagnostics.importance import correct
-from pyro_laplace.diagnostics.verdict import is_clear
+from pyro_laplace.diagnostics.correction import correct
+from pyro_laplace.diagnostics.drawn import Drawn, around, draw_from
+from pyro_laplace.diagnostics.moves import Moved, is_clear
 from pyro_laplace.diagnostics.weights import Shift, Weights
 from pyro_laplace.draws.density import elements_of_one, log_joint_at
 from pyro_laplace.mode.objective import Objective
@@ -74,7 +73,8 @@ class Case:
             how far the others' means are from theirs.
         """
         count = min(max_draws, self._affordable()) if self._vectorised else len(drawn)
-        found = correct(self.loop, self.guide, self.data, count, "auto", self.progress)
+        gaussians = around(self.guide, self.loop.program, self.data)
+        found = correct(self.loop, gaussians, count, "auto", self.progress)
         pairs, others = self._values(drawn.theta), self._values(found.theta)
         by_site = {name: Shift.between(each, found.weights, others[name]) for name, each in pairs.items()}
         return Moved(found.weights, by_site)

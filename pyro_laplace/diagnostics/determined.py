@@ -50,14 +50,14 @@ class Determined:
         """
         anchor = Anchor(guide.theta, guide.index, guide.latents)
         if anchor.size > settings.dense_coordinates:
-            return Determined(prior_share=_shares(guide, anchor))
+            return Determined(prior_share=_prior_shares(guide, anchor))
         dense = guide.precision.to_dense().double()
         values = torch.linalg.eigvalsh(dense)
         return Determined(
             float(values[0]),
             float(values[-1] / values[0]),
             _flat(dense, anchor),
-            _shares(guide, anchor),
+            _prior_shares(guide, anchor),
             _hessian_apart(guide, loop),
         )
 
@@ -70,7 +70,7 @@ def _flat(dense: Matrix, anchor: Anchor) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def _shares(guide: AutoLaplace, anchor: Anchor) -> dict[str, Tensor]:
+def _prior_shares(guide: AutoLaplace, anchor: Anchor) -> dict[str, Tensor]:
     if guide.prior is None:
         return {}
     if guide.prior.is_diagonal or anchor.size > settings.dense_coordinates:

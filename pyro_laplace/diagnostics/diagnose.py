@@ -17,8 +17,7 @@ from pyro_laplace.data import Data, as_data
 from pyro_laplace.diagnostics.case import Case, heaviest
 from pyro_laplace.diagnostics.determined import Determined
 from pyro_laplace.diagnostics.diagnosis import AtMode, Diagnosis
-from pyro_laplace.diagnostics.drawn import Drawn, refuse_without_density
-from pyro_laplace.diagnostics.importance import program_at
+from pyro_laplace.diagnostics.drawn import Drawn, program_at, refuse_without_density
 from pyro_laplace.diagnostics.verdict import Findings, next_step, verdict_of
 from pyro_laplace.draws.draws import PosteriorDraws
 from pyro_laplace.draws.over_draws import View

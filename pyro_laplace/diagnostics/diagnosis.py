@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyro_laplace.diagnostics.determined import Determined
-from pyro_laplace.diagnostics.weights import Shift, Weights
 from pyro_laplace.settings import settings
 
 
@@ -150,7 +149,7 @@ class Diagnosis:
         rows.append(("Pareto k-hat", f"{self.khat:.2f} (up to {settings.bad_k} can be trusted), {counts}{corrected}"))
         rows += self._of_moves()
         if self.prior_share:
-            rows.append(("prior's share", ", ".join(f"{n} {_range(s)}" for n, s in _first(self.prior_share))))
+            rows.append(("prior's share", ", ".join(f"{n} {_from_to(s)}" for n, s in _few(self.prior_share))))
         if self.predictive:
             pair = ", ".join(f"{name} {value:.3f}" for name, value in self.predictive.items())
             rows.append(("log density a datum", pair))
@@ -161,10 +160,10 @@ class Diagnosis:
         if not self.weights_trusted and self.ess < settings.fewest_draws:
             return [("means move by", "not known: too few draws count")]
         doubt = "" if self.weights_trusted else " (by weights that cannot be trusted)"
-        moves = _largest(self.shifts, self.shift_errors)
+        moves = _as_moves(self.shifts, self.shift_errors)
         return [
             ("means move by", f"{moves} posterior sd{doubt}"),
-            ("sds scale by", f"{_factors(self.log_scales)}{doubt}"),
+            ("sds scale by", f"{_as_factors(self.log_scales)}{doubt}"),
         ]
 
     def _of_precision(self) -> list[tuple[str, str]]:
@@ -184,52 +183,11 @@ class Diagnosis:
         return rows
 
 
-@dataclass(frozen=True, eq=False)
-class Moved:
-    """Corrected moves of all sites, and the weights that they rest on.
-
-    Attributes:
-        weights: of the draws that the correction is made by.
-        by_site: the moves of each site's entries, flat.
-    """
-
-    weights: Weights
-    by_site: Mapping[str, Shift]
-
-    def bounds(self, errors: float) -> tuple[float, float]:
-        """Of the largest move of a mean: least and most that it may be, by so many standard errors."""
-        low = high = 0.0
-        for shift in self.by_site.values():
-            size = shift.mean.abs()
-            low = max(low, float((size - errors * shift.mean_error).max()))
-            high = max(high, float((size + errors * shift.mean_error).max()))
-        return low, high
-
-    def scale_bounds(self, errors: float) -> tuple[float, float]:
-        """The same of the largest log factor of a standard deviation."""
-        low = high = 0.0
-        for shift in self.by_site.values():
-            size = shift.log_std.abs()
-            low = max(low, float((size - errors * shift.log_std_error).max()))
-            high = max(high, float((size + errors * shift.log_std_error).max()))
-        return low, high
-
-    def farthest(self) -> tuple[str, Shift, int]:
-        """The site whose mean moves most, with the entry that does."""
-        name = max(self.by_site, key=lambda each: float(self.by_site[each].mean.abs().max()))
-        return name, self.by_site[name], int(self.by_site[name].mean.abs().argmax())
-
-    def most_scaled(self) -> tuple[str, Shift, int]:
-        """The site whose standard deviation changes most, with the entry that does."""
-        name = max(self.by_site, key=lambda each: float(self.by_site[each].log_std.abs().max()))
-        return name, self.by_site[name], int(self.by_site[name].log_std.abs().argmax())
-
-
-def _first[T](by_site: Mapping[str, T]) -> list[tuple[str, T]]:
+def _few[T](by_site: Mapping[str, T]) -> list[tuple[str, T]]:
     return list(by_site.items())[: 2 * settings.shown_names]
 
 
-def _largest(shifts: Mapping[str, Tensor], errors: Mapping[str, Tensor]) -> str:
+def _as_moves(shifts: Mapping[str, Tensor], errors: Mapping[str, Tensor]) -> str:
     order = sorted(shifts, key=lambda name: -float(shifts[name].abs().max()))[: settings.shown_names]
     texts = []
     for name in order:
@@ -238,12 +196,12 @@ def _largest(shifts: Mapping[str, Tensor], errors: Mapping[str, Tensor]) -> str:
     return ", ".join(texts)
 
 
-def _factors(log_scales: Mapping[str, Tensor]) -> str:
+def _as_factors(log_scales: Mapping[str, Tensor]) -> str:
     order = sorted(log_scales, key=lambda name: -float(log_scales[name].abs().max()))[: settings.shown_names]
     largest = {name: log_scales[name].flatten()[int(log_scales[name].abs().argmax())] for name in order}
     return ", ".join(f"{name} {math.exp(min(float(value), 300.0)):.2f}" for name, value in largest.items())
 
 
-def _range(values: Tensor) -> str:
+def _from_to(values: Tensor) -> str:
     low, high = float(values.min()), float(values.max())
     return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"

@@ -7,19 +7,22 @@ from typing import Any
 import torch
 from pyro.infer import MCMC
 from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide.guides import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_laplace._compat.pyro import site_is_deterministic, site_is_factor, site_is_subsample, undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, Data
-from pyro_laplace.draws.draws import draws_of
+from pyro_laplace.diagnostics.ellipses import Ellipse, Triangular
 from pyro_laplace.draws.vectorize import over_rows
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.posterior.mixture_density import POINT
+from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.module_state import modules_kept
 from pyro_laplace.program.program import Program
+from pyro_laplace.program.sites import unpack
 from pyro_laplace.settings import settings
 
 
@@ -89,10 +92,8 @@ def draw_from(guide: Any, program: Program, data: Data, num_samples: int) -> Dra
             theta = guide.sample_theta(num_samples)
             random = theta[:, guide.index] if isinstance(guide, AutoLaplace) else theta
             return Drawn(theta, guide.get_posterior().log_prob(random).double())
-    draws = draws_of(guide, data, 1)  # refuses what was never run, or lacks draws
-    missing = [name for name in program.latents if name not in draws.values]
-    if missing:
-        raise InvalidOption(f"the guide has no site for the latent sites {missing} of the model")
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None and not list(guide.children()):
+        raise InvalidOption(f"this {type(guide).__name__} has never been run: train it first")
     return _of_any(guide, program, data.first(), num_samples)
 
 
@@ -101,6 +102,9 @@ def _of_any(guide: Callable[..., Any], program: Program, batch: Batch, num_sampl
         watched = _Densities()
         with watched:
             guide(*batch.args, **batch.kwargs)
+        missing = [name for name in program.latents if name not in watched.values]
+        if missing:
+            raise InvalidOption(f"the guide has no site for the latent sites {missing} of the model")
         theta = program.pack({name: watched.values[name] for name in program.latents})
         return {"theta": theta, "log_q": torch.stack([each.double().sum() for each in watched.log_probs]).sum()}
 
@@ -112,6 +116,46 @@ def _of_any(guide: Callable[..., Any], program: Program, batch: Batch, num_sampl
             if latent.constrained and bool(varying[latent.slice].any()):
                 log_q = log_q + torch.func.vmap(latent.log_abs_det_jacobian)(theta[:, latent.slice]).double()
     return Drawn(theta, log_q)
+
+
+def program_at(model: Callable[..., Any], guide: Any, data: Data) -> Program:
+    """The program, traced where a posterior is, at the hyperparameters that this was built at."""
+    values = getattr(guide, "latents", None)
+    at = None if values is None else unpack(guide.latents, guide.theta)
+    return Program.trace(model, data, at, own_params(model, guide))
+
+
+def around(guide: Any, program: Program, data: Data) -> list[tuple[float, Ellipse]]:
+    """The Gaussians that a posterior is made of; of a guide that is not ours, the one with the moments of its draws.
+
+    Args:
+        guide: the posterior.
+        program: traced on the data.
+        data: what a guide that is not ours is called with.
+
+    Returns:
+        each with its share.
+    """
+    if isinstance(guide, LaplaceMixture):
+        shares = guide.weights.tolist()
+        return [
+            (share, Ellipse(each.theta, each.index, each.precision))
+            for share, each in zip(shares, guide.components, strict=True)
+            if share > 0
+        ]
+    if isinstance(guide, AutoLaplace):
+        return [(1.0, Ellipse(guide.theta, guide.index, guide.precision))]
+    drawn = draw_from(guide, program, data, settings.proposals)
+    theta = drawn.theta.double()
+    index = (theta != theta[0]).any(0).nonzero()[:, 0]
+    free = theta[:, index]
+    mean, std = free.mean(0), free.std(0)
+    centre = drawn.theta[0].index_copy(0, index, mean.to(drawn.theta))
+    if len(free) >= settings.match_draws * len(index):
+        scale_tril, info = torch.linalg.cholesky_ex(torch.atleast_2d(free.mT.cov()))
+        if not int(info):
+            return [(1.0, Ellipse(centre, index, Triangular(scale_tril)))]
+    return [(1.0, Ellipse(centre, index, Triangular(std.diag())))]
 
 
 class _Densities(Messenger):

@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Matrix
-from pyro_laplace.diagnostics.drawn import Drawn
-from pyro_laplace.posterior.guide import AutoLaplace
-from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.settings import settings
 
 
@@ -145,6 +142,10 @@ class Ellipse:
         return Ellipse(centre, self.index, Scaled(self.precision, factor), self.df)
 
 
+type Parts = Sequence[tuple[float, Ellipse]]
+"""Ellipses, each with its share."""
+
+
 @dataclass(frozen=True, eq=False)
 class Blend:
     """Ellipses with shares: ``q = sum_k s_k q_k``, drawn from in exactly these proportions.
@@ -156,7 +157,7 @@ class Blend:
         parts: share and ellipse; the shares sum to one.
     """
 
-    parts: Sequence[tuple[float, Ellipse]]
+    parts: Parts
 
     def draw(self, num_samples: int) -> Tensor:
         """Draws of all of theta [draws, params], one part after the other."""
@@ -194,34 +195,3 @@ class Blend:
         """A mixture of two, with a share of the other."""
         own = [(each_share * (1 - share), each) for each_share, each in self.parts]
         return Blend([*own, *((each_share * share, each) for each_share, each in other.parts)])
-
-
-def around(guide: Any, drawn: Drawn) -> list[tuple[float, Ellipse]]:
-    """The Gaussians that a posterior is made of; of a guide that is not ours, the one with the moments of its draws.
-
-    Args:
-        guide: the posterior.
-        drawn: draws from it.
-
-    Returns:
-        each with its share.
-    """
-    if isinstance(guide, LaplaceMixture):
-        shares = guide.weights.tolist()
-        return [
-            (share, Ellipse(each.theta, each.index, each.precision))
-            for share, each in zip(shares, guide.components, strict=True)
-            if share > 0
-        ]
-    if isinstance(guide, AutoLaplace):
-        return [(1.0, Ellipse(guide.theta, guide.index, guide.precision))]
-    theta = drawn.theta.double()
-    index = (theta != theta[0]).any(0).nonzero()[:, 0]
-    free = theta[:, index]
-    mean, std = free.mean(0), free.std(0)
-    centre = drawn.theta[0].index_copy(0, index, mean.to(drawn.theta))
-    if len(free) >= settings.match_draws * len(index):
-        scale_tril, info = torch.linalg.cholesky_ex(torch.atleast_2d(free.mT.cov()))
-        if not int(info):
-            return [(1.0, Ellipse(centre, index, Triangular(scale_tril)))]
-    return [(1.0, Ellipse(centre, index, Triangular(std.diag())))]

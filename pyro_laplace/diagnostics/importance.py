@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +10,10 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption, LaplaceWarning, check_option
 from pyro_laplace.capture.loop import Loop
-from pyro_laplace.data import Data, as_data
-from pyro_laplace.diagnostics.drawn import Drawn, draw_from, refuse_without_density
-from pyro_laplace.diagnostics.ellipses import Blend, around
+from pyro_laplace.data import as_data
+from pyro_laplace.diagnostics.correction import correct
+from pyro_laplace.diagnostics.drawn import around, program_at, refuse_without_density
 from pyro_laplace.diagnostics.weights import Weights
-from pyro_laplace.draws.density import log_joint_at
-from pyro_laplace.posterior.own import own_params
-from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import unpack
 from pyro_laplace.settings import settings
 
@@ -105,7 +101,8 @@ def importance_resample(
     with torch.no_grad():
         program = program_at(model, guide, data)
         with undisturbed(rng=False):
-            found = correct(Loop(program, data), guide, data, count, moment_matching, progress)
+            loop = Loop(program, data)
+            found = correct(loop, around(guide, program, data), count, moment_matching, progress)
         values = unpack(program.latents, found.theta[_systematic(found.weights.normalised, num_samples)])
     draws = ImportanceDraws(values, found.weights)
     if not draws.exact:
@@ -118,66 +115,6 @@ def importance_resample(
             stacklevel=2,
         )
     return draws
-
-
-@dataclass(frozen=True, eq=False)
-class Corrected:
-    """Draws with weights that make them the posterior's, as far as these can be trusted.
-
-    Attributes:
-        theta: the draws [draws, params].
-        weights: of these.
-    """
-
-    theta: Tensor
-    weights: Weights
-
-
-def correct(
-    loop: Loop, guide: Any, data: Data, count: int, moment_matching: bool | str, progress: bool = False
-) -> Corrected:
-    """Draw around a posterior with heavier tails, and weigh the draws.
-
-    Args:
-        loop: the program and its data.
-        guide: the posterior.
-        data: what a guide that is not ours is called with.
-        count: number of draws; moment matching takes twice as many more.
-        moment_matching: True, False, or "auto".
-        progress: whether a pass that lasts shows a progress bar.
-
-    Returns:
-        the draws.
-    """
-    what = "importance sampling" if progress else None
-    gaussians = around(guide, _sample(guide, loop, data))
-    fitted = Blend([(share, each.heavy()) for share, each in gaussians])
-    plain = Blend(gaussians).joined(fitted, 0.5)
-    first = _weighed(loop, plain, count, what)
-    if moment_matching is False or (moment_matching == "auto" and first.weights.trusted):
-        return first
-    found = first
-    for size in [max(1, count // settings.match_rounds)] * settings.match_rounds + [count]:
-        fitted = fitted.matched(found.theta, found.weights.normalised)
-        found = _weighed(loop, plain.joined(fitted, settings.matched_share), size, what)
-    return found if found.weights.trusted or found.weights.khat <= first.weights.khat else first
-
-
-def _weighed(loop: Loop, blend: Blend, count: int, what: str | None) -> Corrected:
-    theta = blend.draw(count)
-    return Corrected(theta, Weights.of(log_joint_at(loop, theta, what) - blend.log_prob(theta)))
-
-
-def program_at(model: Callable[..., Any], guide: Any, data: Data) -> Program:
-    """The program, traced where a posterior is, at the hyperparameters that this was built at."""
-    values = getattr(guide, "latents", None)
-    at = None if values is None else unpack(guide.latents, guide.theta)
-    return Program.trace(model, data, at, own_params(model, guide))
-
-
-def _sample(guide: Any, loop: Loop, data: Data) -> Drawn:
-    """Draws of a guide by which its moments are known; one of ours knows them."""
-    return draw_from(guide, loop.program, data, 1 if hasattr(guide, "sample_theta") else settings.proposals)
 
 
 def _systematic(weights: Tensor, count: int) -> Tensor:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pyro_laplace.diagnostics.diagnosis import AtMode, Moved
+from pyro_laplace.diagnostics.diagnosis import AtMode
+from pyro_laplace.diagnostics.moves import Moved
 from pyro_laplace.settings import settings
 
 TRUSTED, UNSURE, WRONG = "trusted", "unsure", "wrong"
@@ -38,22 +39,6 @@ class Findings:
     def trusted(self) -> Moved | None:
         """The moves that can be trusted, if any can."""
         return next((each for each in (self.own, self.corrected) if each and each.weights.trusted), None)
-
-
-def is_clear(moved: Moved) -> bool:
-    """Whether more draws would not change what is said of the moves.
-
-    Args:
-        moved: the moves, by weights that can be trusted.
-
-    Returns:
-        whether each is on one side of its bound by some standard errors.
-    """
-    low, high = moved.bounds(settings.verdict_errors)
-    least, most = moved.scale_bounds(settings.verdict_errors)
-    wrong = low > settings.wrong_shift or least > math.log(settings.wrong_scale)
-    right = high < settings.wrong_shift and most < math.log(settings.wrong_scale)
-    return wrong or right
 
 
 def verdict_of(found: Findings) -> tuple[str, str]:

@@ -100,10 +100,10 @@ def tell_of_far_mass(search: Search, found: PosteriorAt, statistical: bool) -> N
     mass = Mass.around(search.objective(anchor.theta, anchor.index), anchor, found.precision)
     far = {} if mass is None else mass.far(only_scales=not statistical)
     if mass is not None and far:
-        warnings.warn(_told(far, mass.share), LaplaceWarning, stacklevel=3)
+        warnings.warn(_far_message(far, mass.share), LaplaceWarning, stacklevel=3)
 
 
-def _told(far: Mapping[str, float], share: float) -> str:
+def _far_message(far: Mapping[str, float], share: float) -> str:
     names = list(far)
     return (
         "the mode is not where the posterior's mass is: over draws from the Gaussian around it the log joint slopes "

@@ -1,0 +1,55 @@
+"""Draws around a posterior with tails heavier than its own, weighed with the program, their moments matched."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pyro_laplace.capture.loop import Loop
+from pyro_laplace.diagnostics.ellipses import Blend, Parts
+from pyro_laplace.diagnostics.weights import Weights
+from pyro_laplace.draws.density import log_joint_at
+from pyro_laplace.settings import settings
+
+
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """Draws with weights that make them the posterior's, as far as these can be trusted.
+
+    Attributes:
+        theta: the draws [draws, params].
+        weights: of these.
+    """
+
+    theta: Tensor
+    weights: Weights
+
+
+def correct(loop: Loop, gaussians: Parts, count: int, moment_matching: bool | str, progress: bool = False) -> Corrected:
+    """Draw around a posterior with heavier tails, and weigh the draws.
+
+    Args:
+        loop: the program and its data.
+        gaussians: what the posterior is made of, with their shares.
+        count: number of draws; moment matching takes twice as many more.
+        moment_matching: True, False, or "auto".
+        progress: whether a pass that lasts shows a progress bar.
+
+    Returns:
+        the draws.
+    """
+    what = "importance sampling" if progress else None
+    fitted = Blend([(share, each.heavy()) for share, each in gaussians])
+    plain = Blend(gaussians).joined(fitted, 0.5)
+    first = _weighed(loop, plain, count, what)
+    if moment_matching is False or (moment_matching == "auto" and first.weights.trusted):
+        return first
+    found = first
+    for size in [max(1, count // settings.match_rounds)] * settings.match_rounds + [count]:
+        fitted = fitted.matched(found.theta, found.weights.normalised)
+        found = _weighed(loop, plain.joined(fitted, settings.matched_share), size, what)
+    return found if found.weights.trusted or found.weights.khat <= first.weights.khat else first
+
+
+def _weighed(loop: Loop, blend: Blend, count: int, what: str | None) -> Corrected:
+    theta = blend.draw(count)
+    return Corrected(theta, Weights.of(log_joint_at(loop, theta, what) - blend.log_prob(theta)))

@@ -1,0 +1,65 @@
+"""How far weights move all sites of a posterior, and whether that is clear."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pyro_laplace.diagnostics.weights import Shift, Weights
+from pyro_laplace.settings import settings
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """Corrected moves of all sites, and the weights that they rest on.
+
+    Attributes:
+        weights: of the draws that the correction is made by.
+        by_site: the moves of each site's entries, flat.
+    """
+
+    weights: Weights
+    by_site: Mapping[str, Shift]
+
+    def bounds(self, errors: float) -> tuple[float, float]:
+        """Of the largest move of a mean: least and most that it may be, by so many standard errors."""
+        low = high = 0.0
+        for shift in self.by_site.values():
+            size = shift.mean.abs()
+            low = max(low, float((size - errors * shift.mean_error).max()))
+            high = max(high, float((size + errors * shift.mean_error).max()))
+        return low, high
+
+    def scale_bounds(self, errors: float) -> tuple[float, float]:
+        """The same of the largest log factor of a standard deviation."""
+        low = high = 0.0
+        for shift in self.by_site.values():
+            size = shift.log_std.abs()
+            low = max(low, float((size - errors * shift.log_std_error).max()))
+            high = max(high, float((size + errors * shift.log_std_error).max()))
+        return low, high
+
+    def farthest(self) -> tuple[str, Shift, int]:
+        """The site whose mean moves most, with the entry that does."""
+        name = max(self.by_site, key=lambda each: float(self.by_site[each].mean.abs().max()))
+        return name, self.by_site[name], int(self.by_site[name].mean.abs().argmax())
+
+    def most_scaled(self) -> tuple[str, Shift, int]:
+        """The site whose standard deviation changes most, with the entry that does."""
+        name = max(self.by_site, key=lambda each: float(self.by_site[each].log_std.abs().max()))
+        return name, self.by_site[name], int(self.by_site[name].log_std.abs().argmax())
+
+
+def is_clear(moved: Moved) -> bool:
+    """Whether more draws would not change what is said of the moves.
+
+    Args:
+        moved: the moves, by weights that can be trusted.
+
+    Returns:
+        whether each is on one side of its bound by some standard errors.
+    """
+    low, high = moved.bounds(settings.verdict_errors)
+    least, most = moved.scale_bounds(settings.verdict_errors)
+    wrong = low > settings.wrong_shift or least > math.log(settings.wrong_scale)
+    right = high < settings.wrong_shift and most < math.log(settings.wrong_scale)
+    return wrong or right
