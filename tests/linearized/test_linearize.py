@@ -91,15 +91,15 @@ def test_scale_mask_and_condition_around_it_count(guide):
 def test_predictive_means_and_variances_are_the_linear_gaussian_ones(guide):
     x = torch.linspace(-3.0, 3.0, 5, dtype=torch.float64)[:, None]
     pyro.set_rng_seed(0)
-    draws = Predictive(pl.linearize(network, guide), guide=guide, num_samples=1500)(x)["y"].reshape(1500, -1)
+    draws = Predictive(pl.linearize(network, guide), guide=guide, num_samples=500)(x)["y"].reshape(500, -1)
     mode = flat(guide.median())
     jacobian = torch.func.jacfwd(predictor)(mode, x)
     covariance = torch.linalg.inv(guide.precision.to_dense())
     variance = torch.einsum("np,pq,nq->n", jacobian[0], covariance, jacobian[0])
     noise = torch.exp(2 * mode[12] + 2 * covariance[12, 12])  # E exp(2 log sigma)
     sd = (variance + noise).sqrt()
-    assert ((draws.mean(0) - predictor(mode, x)[0]).abs() < 5 * sd / 1500**0.5).all()
-    assert ((draws.std(0) / sd - 1).abs() < 0.1).all()
+    assert ((draws.mean(0) - predictor(mode, x)[0]).abs() < 5 * sd / 500**0.5).all()
+    assert ((draws.std(0) / sd - 1).abs() < 0.15).all()
 
 
 def test_gradients_reach_the_latent_sites(guide):

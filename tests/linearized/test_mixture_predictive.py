@@ -243,7 +243,7 @@ def network(x, y=None):
 def test_evidence_weighting_beats_single_modes_on_held_out_data():
     """Mean log density a datum over data sets of 8, each fitted from 6 random starts."""
     gains = []
-    for seed in range(5):
+    for seed in range(3):
         pyro.set_rng_seed(seed)
         x, test_x = torch.linspace(-2, 2, 8)[:, None], torch.linspace(-2.2, 2.2, 200)[:, None]
         y, test_y = (torch.sin(2 * each[:, 0]) + 0.3 * torch.randn(len(each)) for each in (x, test_x))

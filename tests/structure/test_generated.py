@@ -309,7 +309,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.filterwarnings("ignore:curvature='ggn' is the information that data of this model hold")
 @pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
-@settings(max_examples=40, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=16, phases=[Phase.explicit, Phase.generate])
 @given(programs)
 def test_hessian_and_gauss_newton_of_generated_programs(program):
     program, flat, theta = at_mode(program)
