@@ -1,5 +1,6 @@
 """A posterior beside the program that it is judged by: its draws, weighed until that is clear, and corrected."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,7 +55,7 @@ class Case:
         most = most if self._vectorised else min(most, settings.diagnose_one_by_one)
         while True:
             weights = Weights.of(log_joint - drawn.log_q)
-            moved = Moved(weights, {name: Shift.by(weights, each) for name, each in self._values(drawn.theta).items()})
+            moved = self._moved(drawn.theta, weights)
             looked_twice = len(drawn) >= 2 * settings.diagnose_draws
             clear = weights.khat > settings.clear_k or (weights.trusted and is_clear(moved))
             if len(drawn) >= most or (looked_twice and clear):
@@ -75,9 +76,7 @@ class Case:
         count = min(max_draws, self._affordable()) if self._vectorised else len(drawn)
         gaussians = around(self.guide, self.loop.program, self.data)
         found = correct(self.loop, gaussians, count, "auto", self.progress)
-        pairs, others = self._values(drawn.theta), self._values(found.theta)
-        by_site = {name: Shift.between(each, found.weights, others[name]) for name, each in pairs.items()}
-        return Moved(found.weights, by_site)
+        return self._moved(drawn.theta, found.weights, found.theta)
 
     def far(self) -> dict[str, float]:
         """Sites whose mass lies elsewhere than the mode, by gradients; none of what has no mode."""
@@ -95,12 +94,19 @@ class Case:
         random = getattr(self.guide, "random", None)
         return {name: latent for name, latent in latents.items() if random is None or name in random}
 
-    def _values(self, theta: Tensor) -> dict[str, Tensor]:
-        """Their values at draws, flat [draws, entries]."""
-        return {
-            name: latent.constrain(theta[:, latent.slice]).reshape(len(theta), -1)
-            for name, latent in self.random.items()
-        }
+    def _moved(self, theta: Tensor, weights: Weights, others: Tensor | None = None) -> Moved:
+        """How far the means of draws are moved: by their own weights, or by other draws with weights."""
+
+        def shift(of: Callable[[Tensor], Tensor]) -> Shift:
+            values = of(theta).reshape(len(theta), -1)
+            if others is None:
+                return Shift.by(weights, values)
+            return Shift.between(values, weights, of(others).reshape(len(others), -1))
+
+        random = self.random.items()
+        own = {name: shift(lambda at, site=site: site.constrain(at[:, site.slice])) for name, site in random}
+        constrained = {name: site for name, site in random if site.constrained}
+        return Moved(weights, own, {n: shift(lambda at, site=s: at[:, site.slice]) for n, s in constrained.items()})
 
     def _log_joint(self, drawn: Drawn) -> Tensor:
         return log_joint_at(self.loop, drawn.theta, "diagnosis" if self.progress else None)

@@ -41,13 +41,13 @@ def correct(loop: Loop, gaussians: Parts, count: int, moment_matching: bool | st
     fitted = Blend([(share, each.heavy()) for share, each in gaussians])
     plain = Blend(gaussians).joined(fitted, 0.5)
     first = _weighed(loop, plain, count, what)
-    if moment_matching is False or (moment_matching == "auto" and first.weights.trusted):
+    if moment_matching is False or (moment_matching == "auto" and first.weights.is_efficient):
         return first
     found = first
     for size in [max(1, count // settings.match_rounds)] * settings.match_rounds + [count]:
-        fitted = fitted.matched(found.theta, found.weights.normalised)
+        fitted = fitted.matched(found.theta, found.weights.tempered(settings.matched_ess))
         found = _weighed(loop, plain.joined(fitted, settings.matched_share), size, what)
-    return found if found.weights.trusted or found.weights.khat <= first.weights.khat else first
+    return found if found.weights.better_than(first.weights) else first
 
 
 def _weighed(loop: Loop, blend: Blend, count: int, what: str | None) -> Corrected:

@@ -16,6 +16,41 @@ from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True, eq=False)
+class AtMode:
+    """The point that a Laplace posterior is built around.
+
+    Attributes:
+        gradient_norm: of the log joint in the random coordinates.
+        newton_decrement: distance to the mode, in posterior standard deviations.
+        allowed: up to which the point counts as the mode.
+    """
+
+    gradient_norm: float
+    newton_decrement: float
+    allowed: float
+
+    @staticmethod
+    def of(guide: AutoLaplace, loop: Loop) -> "AtMode":
+        """The point on the data at hand, which may not be those that the posterior was fitted to.
+
+        Args:
+            guide: the posterior.
+            loop: the program and its data.
+
+        Returns:
+            the point judged.
+        """
+        objective = Objective(loop, guide.jacobian, guide.theta, guide.index)
+        _, gradient = objective.value_and_gradient(objective.start)
+        return AtMode(float(gradient.norm()), float(guide.precision.push(gradient).norm()), guide.mode.allowed)
+
+    @property
+    def is_mode(self) -> bool:
+        """Whether the decrement is small enough."""
+        return self.newton_decrement <= self.allowed
+
+
+@dataclass(frozen=True, eq=False)
 class Determined:
     """How well the coordinates of a Laplace posterior are determined, and by what.
 
@@ -27,8 +62,10 @@ class Determined:
             than their coordinates by themselves.
         prior_share: by site, ``diag(Lambda^-1 H_prior)`` in the site's coordinates [size]: 0 where the data say all, 1
             where they say nothing. Empty where no prior was kept.
-        hessian_apart: largest log ratio of a marginal standard deviation to that of the exact Hessian: infinite where
-            that is not positive definite, None where it would cost too much.
+        hessian_apart: the log ratio of a marginal standard deviation by the exact Hessian to the posterior's own, where
+            they differ most: infinite where the Hessian is not positive definite, None where it would cost too much, or
+            where the structure drops what it holds.
+        farthest: the site of that coordinate.
     """
 
     smallest_eigenvalue: float | None = None
@@ -36,6 +73,7 @@ class Determined:
     flat_directions: Mapping[str, int] = field(default_factory=dict)
     prior_share: Mapping[str, Tensor] = field(default_factory=dict)
     hessian_apart: float | None = None
+    farthest: str = ""
 
     @staticmethod
     def of(guide: AutoLaplace, loop: Loop) -> "Determined":
@@ -58,7 +96,7 @@ class Determined:
             float(values[-1] / values[0]),
             _flat(dense, anchor),
             _prior_shares(guide, anchor),
-            _hessian_apart(guide, loop),
+            *_hessian_apart(guide, loop, anchor),
         )
 
 
@@ -81,14 +119,15 @@ def _prior_shares(guide: AutoLaplace, anchor: Anchor) -> dict[str, Tensor]:
     return {name: shares[span] for name, (span, _) in anchor.spans.items()}
 
 
-def _hessian_apart(guide: AutoLaplace, loop: Loop) -> float | None:
-    if guide.curvature == "hessian":
-        return 0.0
-    if guide.latent_dim > settings.small:
-        return None
+def _hessian_apart(guide: AutoLaplace, loop: Loop, anchor: Anchor) -> tuple[float | None, str]:
+    if guide.curvature == "hessian" and guide.structure == "full":
+        return 0.0, ""
+    if guide.latent_dim > settings.small or guide.structure != "full":
+        return None, ""
     exact = Objective(loop, guide.jacobian, guide.theta, guide.index).hessian(guide.loc)
     root, info = torch.linalg.cholesky_ex(exact)
     if int(info):
-        return math.inf
-    variance = torch.cholesky_inverse(root).diagonal()
-    return float((guide.precision.variance().double() / variance).log().abs().max()) / 2
+        return math.inf, ""
+    apart = (torch.cholesky_inverse(root).diagonal() / guide.precision.variance().double()).log() / 2
+    farthest = apart.abs().argmax()
+    return float(apart[farthest]), anchor.names_of(farthest.reshape(1))[0]

@@ -15,14 +15,15 @@ from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.network import is_network
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.diagnostics.case import Case, heaviest
-from pyro_laplace.diagnostics.determined import Determined
-from pyro_laplace.diagnostics.diagnosis import AtMode, Diagnosis
+from pyro_laplace.diagnostics.determined import AtMode, Determined
+from pyro_laplace.diagnostics.diagnosis import Diagnosis
 from pyro_laplace.diagnostics.drawn import Drawn, program_at, refuse_without_density
 from pyro_laplace.diagnostics.verdict import Findings, next_step, verdict_of
 from pyro_laplace.draws.draws import PosteriorDraws
 from pyro_laplace.draws.over_draws import View
 from pyro_laplace.linearized.choose import bend_of, predictive_model
 from pyro_laplace.linearized.program import LinearizedProgram
+from pyro_laplace.nested.guide import NestedLaplace
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.program.sites import unpack
@@ -37,10 +38,11 @@ def diagnose(
     Draws of the posterior are weighed by ``p(y, theta) / q(theta)``, Pareto-smoothed (Vehtari et al. 2024, "Pareto
     smoothed importance sampling"; Yao et al. 2018, "Yes, but did it work?"). Where the shape k of the weights' tail is
     at most 0.7 they can be trusted, and the verdict is what they say: "wrong" if they move a mean by more than 0.3
-    posterior standard deviations, or change a standard deviation by half; else "trusted". Where k is larger, draws with
-    heavier tails and matched moments (`importance_resample`) are tried, and the verdict is "wrong" if these can be
-    trusted and say so, or if the gradients of the log joint say that the mass is elsewhere; else "unsure". It starts
-    with 1,000 draws and doubles them until the verdict is clear or `max_draws` are spent.
+    posterior standard deviations, or change a standard deviation by a factor of 1.3, of a site or of its unconstrained
+    coordinates; else "trusted". Where k is larger, or few draws count, draws with heavier tails and matched moments
+    (`importance_resample`) are asked, and the verdict is "wrong" if these can be trusted and say so, or if the gradients
+    of the log joint say that the mass is elsewhere; else "unsure". It starts with 1,000 draws and doubles them until
+    the verdict is clear or `max_draws` are spent.
 
     It inspects alone: the random state is afterwards what it was, and the same posterior has the same verdict.
 
@@ -71,29 +73,29 @@ def diagnose(
         pyro.set_rng_seed(0)
         drawn, own = case.grown(max_draws)
         bends = _bends(model, case)
-        corrected = None if own.weights.trusted or bends else case.corrected(drawn, max_draws)
+        corrected = None if own.weights.is_efficient or bends else case.corrected(drawn, max_draws)
         far = {} if own.weights.trusted else case.far()
         linearized, ours = isinstance(model, LinearizedProgram), isinstance(guide, AutoLaplace)
         laplace = heaviest(guide)
         dense = laplace is None or laplace.structure == "full"
-        found = Findings(own, corrected, far, _at_mode(guide), bends, linearized, preconditions=ours, dense=dense)
+        at_mode = _at_mode(guide, case.loop)
+        found = Findings(own, corrected, far, at_mode, bends, linearized, preconditions=ours, dense=dense)
         verdict, reason = verdict_of(found)
-        shown = (found.trusted or own).by_site
-        shapes = {name: latent.shape for name, latent in program.latents.items()}
+        step, advice = next_step(verdict, found)
         return Diagnosis(
             verdict=verdict,
             subject=_subject(model, case),
             reason=reason,
-            next_step=next_step(verdict, found),
+            next_step=step,
+            advice=advice,
             khat=own.weights.khat,
             ess=own.weights.ess,
             num_draws=len(drawn),
             log_ratios=own.weights.log_ratio,
             corrected_khat=None if corrected is None else corrected.weights.khat,
-            shifts={name: each.mean.reshape(shapes[name]) for name, each in shown.items()},
-            shift_errors={name: each.mean_error.reshape(shapes[name]) for name, each in shown.items()},
-            log_scales={name: each.log_std.reshape(shapes[name]) for name, each in shown.items()},
-            at_mode=found.at_mode,
+            moved=found.trusted or own,
+            shapes={name: latent.shape for name, latent in program.latents.items()},
+            at_mode=at_mode,
             determined=None if laplace is None else Determined.of(laplace, case.loop),
             predictive=_predictive(model, guide, data, drawn) if bends else {},
             posterior=_in_words(guide),
@@ -112,13 +114,12 @@ def _bends(model: Callable[..., Any], case: Case) -> bool:
     return bend_of(model, guide, case.data) > settings.linear
 
 
-def _at_mode(guide: Any) -> AtMode | None:
-    """The point of a Laplace posterior; of a mixture the one farthest from its mode."""
+def _at_mode(guide: Any, loop: Loop) -> AtMode | None:
+    """The point of a Laplace posterior on these data; of a mixture the one farthest from its mode."""
     components = getattr(guide, "components", (guide,))
-    if not all(isinstance(each, AutoLaplace) for each in components):
+    if isinstance(guide, NestedLaplace) or not all(isinstance(each, AutoLaplace) for each in components):
         return None
-    mode = max((each.mode for each in components), key=lambda each: each.decrement / each.allowed)
-    return AtMode(mode.gradient_norm, mode.decrement, mode.allowed)
+    return max((AtMode.of(each, loop) for each in components), key=lambda at: at.newton_decrement / at.allowed)
 
 
 def _predictive(model: Callable[..., Any], guide: Any, data: Data, drawn: Drawn) -> dict[str, float]:
@@ -139,7 +140,11 @@ def _log_density(model: Callable[..., Any], data: Data, draws: PosteriorDraws) -
 
 
 def _subject(model: Callable[..., Any], case: Case) -> str:
-    program = "the linearised program" if isinstance(model, LinearizedProgram) else "the program"
+    program = "the program"
+    if isinstance(model, LinearizedProgram):
+        own = heaviest(case.guide)
+        there = own is None or torch.equal(model.guide.theta, own.theta)
+        program = "the linearised program" if there else "the program linearised at another mode"
     held = [name for name in case.loop.program.latents if name not in case.random]
     if held:
         shown = ", ".join(map(repr, held[: settings.shown_names])) + (
@@ -150,7 +155,7 @@ def _subject(model: Callable[..., Any], case: Case) -> str:
 
 
 def _in_words(guide: Any) -> str:
-    kind = type(guide).__name__
+    kind = type(guide).__name__ if isinstance(guide, torch.nn.Module) else "a guide by hand"
     if isinstance(guide, LaplaceMixture):
         kind = f"{kind} of {len(guide.components)}"
     laplace = heaviest(guide)

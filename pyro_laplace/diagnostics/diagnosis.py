@@ -3,27 +3,15 @@
 import html
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from pyro_laplace.diagnostics.determined import Determined
+from pyro_laplace.diagnostics.determined import AtMode, Determined
+from pyro_laplace.diagnostics.moves import Moved
+from pyro_laplace.diagnostics.weights import Shift
 from pyro_laplace.settings import settings
-
-
-@dataclass(frozen=True, eq=False)
-class AtMode:
-    """The point that a Laplace posterior is built around.
-
-    Attributes:
-        gradient_norm: of the log joint in the random coordinates.
-        newton_decrement: distance to the mode, in posterior standard deviations.
-        allowed: up to which the point counts as the mode.
-    """
-
-    gradient_norm: float
-    newton_decrement: float
-    allowed: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +23,15 @@ class Diagnosis:
         subject: what it is the verdict of: the program, or the linearised program; with sites held, if there are any.
         reason: what the verdict rests on.
         next_step: what to type next.
+        advice: what that does.
         khat: Pareto k of the importance weights ``p(y, theta) / q(theta)`` of the posterior's own draws.
         ess: how many of these draws the weights leave.
         num_draws: how many draws were taken.
         log_ratios: log p(y, theta) - log q(theta) of each, in nats [num_draws].
         corrected_khat: Pareto k of draws with heavier tails and matched moments, by which means are corrected where the
             posterior's own weights cannot be trusted; None where they can.
-        shifts: by site, the corrected move of the mean of each of its entries, in corrected standard deviations
-            `[*shape]`.
-        shift_errors: Monte Carlo standard errors of these.
-        log_scales: by site, log of the corrected standard deviation over the posterior's own `[*shape]`.
+        moved: the corrected moves that the verdict rests on, with the weights that they are by.
+        shapes: of the sites.
         at_mode: the gradient there and the Newton decrement; None for a guide that is not Laplace's.
         determined: eigenvalues, flat directions, the prior's share; None likewise.
         predictive: log predictive density of the data, mean in nats over data, of the draws through the program
@@ -57,19 +44,34 @@ class Diagnosis:
     subject: str
     reason: str
     next_step: str
+    advice: str
     khat: float
     ess: float
     num_draws: int
     log_ratios: Tensor
     corrected_khat: float | None
-    shifts: Mapping[str, Tensor]
-    shift_errors: Mapping[str, Tensor]
-    log_scales: Mapping[str, Tensor]
+    moved: Moved = field(repr=False)
+    shapes: Mapping[str, torch.Size]
     at_mode: AtMode | None
     determined: Determined | None
     predictive: Mapping[str, float]
     posterior: str
     seconds: float
+
+    @property
+    def shifts(self) -> dict[str, Tensor]:
+        """By site, the corrected move of the mean of each entry, in corrected standard deviations `[*shape]`."""
+        return {name: each.mean.reshape(self.shapes[name]) for name, each in self.moved.by_site.items()}
+
+    @property
+    def shift_errors(self) -> dict[str, Tensor]:
+        """Monte Carlo standard errors of these."""
+        return {name: each.mean_error.reshape(self.shapes[name]) for name, each in self.moved.by_site.items()}
+
+    @property
+    def log_scales(self) -> dict[str, Tensor]:
+        """By site, log of the corrected standard deviation over the posterior's own `[*shape]`."""
+        return {name: each.log_std.reshape(self.shapes[name]) for name, each in self.moved.by_site.items()}
 
     @property
     def gradient_norm(self) -> float | None:
@@ -104,16 +106,17 @@ class Diagnosis:
     @property
     def weights_trusted(self) -> bool:
         """Whether the moves rest on weights with a k-hat of at most 0.7."""
-        return any(k is not None and k <= settings.bad_k for k in (self.khat, self.corrected_khat))
+        return self.moved.weights.trusted
 
     @property
     def max_shift(self) -> float:
         """The largest corrected move of a mean, in standard deviations."""
-        return max((float(each.abs().max()) for each in self.shifts.values()), default=0.0)
+        return max((float(each.mean.abs().max()) for each in self.moved.by_site.values()), default=0.0)
 
     def __str__(self) -> str:
         """The report: the verdict first."""
-        head = [f"{self.verdict.upper()} for {self.subject}: {self.reason}", f"next: {self.next_step}", ""]
+        step = f"next: {self.next_step}{f'  # {self.advice}' if self.advice else ''}"
+        head = [f"{self.verdict.upper()} for {self.subject}: {self.reason}", step, ""]
         rows = self._rows()
         width = max(len(name) for name, _ in rows)
         return "\n".join([*head, *(f"{name:<{width}}  {text}" for name, text in rows)])
@@ -129,7 +132,9 @@ class Diagnosis:
         )
         return (
             f"<p><b>{html.escape(self.verdict.upper())}</b> for {html.escape(self.subject)}: "
-            f"{html.escape(self.reason)}<br>next: <code>{html.escape(self.next_step)}</code></p><table>{rows}</table>"
+            f"{html.escape(self.reason)}<br>next: <code>{html.escape(self.next_step)}</code> "
+            f"{html.escape(self.advice)}</p>"
+            f"<table>{rows}</table>"
         )
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -157,14 +162,17 @@ class Diagnosis:
         return rows
 
     def _of_moves(self) -> list[tuple[str, str]]:
-        if not self.weights_trusted and self.ess < settings.fewest_draws:
+        if not self.weights_trusted and self.moved.weights.ess < settings.fewest_draws:
             return [("means move by", "not known: too few draws count")]
         doubt = "" if self.weights_trusted else " (by weights that cannot be trusted)"
-        moves = _as_moves(self.shifts, self.shift_errors)
-        return [
-            ("means move by", f"{moves} posterior sd{doubt}"),
-            ("sds scale by", f"{_as_factors(self.log_scales)}{doubt}"),
+        own, free = self.moved.by_site, self.moved.unconstrained
+        rows = [
+            ("means move by", f"{_as_moves(own)} posterior sd{doubt}"),
+            ("sds scale by", f"{_as_factors(own)}{doubt}"),
         ]
+        if free:
+            rows.append(("unconstrained", f"means by {_as_moves(free)}, sds by {_as_factors(free)}{doubt}"))
+        return rows
 
     def _of_precision(self) -> list[tuple[str, str]]:
         if self.determined is None or self.determined.smallest_eigenvalue is None:
@@ -174,12 +182,11 @@ class Diagnosis:
         text = f"smallest eigenvalue {found.smallest_eigenvalue:.2g}, condition number {found.condition_number:.2g}"
         rows = [("precision", f"{text}, flat directions: {flat}")]
         if found.hessian_apart:
-            apart = (
-                "is not positive definite here"
-                if math.isinf(found.hessian_apart)
-                else f"gives standard deviations up to {math.expm1(found.hessian_apart):.0%} apart"
+            factor = math.exp(found.hessian_apart) if found.hessian_apart < math.inf else 0.0
+            text = (
+                f"gives {found.farthest!r} an sd {factor:.2f} times as large" if factor else "is not positive definite"
             )
-            rows.append(("exact Hessian", apart))
+            rows.append(("exact Hessian", text))
         return rows
 
 
@@ -187,18 +194,18 @@ def _few[T](by_site: Mapping[str, T]) -> list[tuple[str, T]]:
     return list(by_site.items())[: 2 * settings.shown_names]
 
 
-def _as_moves(shifts: Mapping[str, Tensor], errors: Mapping[str, Tensor]) -> str:
-    order = sorted(shifts, key=lambda name: -float(shifts[name].abs().max()))[: settings.shown_names]
+def _as_moves(shifts: Mapping[str, Shift]) -> str:
+    order = sorted(shifts, key=lambda name: -float(shifts[name].mean.abs().max()))[: settings.shown_names]
     texts = []
     for name in order:
-        place = int(shifts[name].abs().argmax())
-        texts.append(f"{name} {float(shifts[name].flatten()[place]):+.2f} ({float(errors[name].flatten()[place]):.2f})")
+        place = int(shifts[name].mean.abs().argmax())
+        texts.append(f"{name} {float(shifts[name].mean[place]):+.2f} ({float(shifts[name].mean_error[place]):.2f})")
     return ", ".join(texts)
 
 
-def _as_factors(log_scales: Mapping[str, Tensor]) -> str:
-    order = sorted(log_scales, key=lambda name: -float(log_scales[name].abs().max()))[: settings.shown_names]
-    largest = {name: log_scales[name].flatten()[int(log_scales[name].abs().argmax())] for name in order}
+def _as_factors(shifts: Mapping[str, Shift]) -> str:
+    order = sorted(shifts, key=lambda name: -float(shifts[name].log_std.abs().max()))[: settings.shown_names]
+    largest = {name: shifts[name].log_std[int(shifts[name].log_std.abs().argmax())] for name in order}
     return ", ".join(f"{name} {math.exp(min(float(value), 300.0)):.2f}" for name, value in largest.items())
 
 

@@ -1,6 +1,7 @@
 """Draws of theta from whatever has a density: a posterior of ours, or any Pyro guide."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_laplace._compat.pyro import site_is_deterministic, site_is_factor, site_is_subsample, undisturbed
-from pyro_laplace._errors import InvalidOption
+from pyro_laplace._errors import InvalidOption, UnsupportedProgram
+from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.diagnostics.ellipses import Ellipse, Triangular
 from pyro_laplace.draws.vectorize import over_rows
@@ -57,9 +59,9 @@ def refuse_without_density(posterior: Any) -> None:
         InvalidOption: for an `MCMC`, draws, a point, or what is no guide, saying what to do instead.
     """
     if isinstance(posterior, MCMC | Mapping):
-        kind = "an MCMC" if isinstance(posterior, MCMC) else "a mapping of draws"
+        kind = "an MCMC" if isinstance(posterior, MCMC) else "a mapping of values or draws"
         raise InvalidOption(
-            f"the guide is {kind}, whose draws have no density to weigh them by: look at R-hat and effective sample "
+            f"the guide is {kind}, which has no density to weigh draws by: look at R-hat and effective sample "
             "sizes, arviz.summary(pyro_laplace.to_datatree(model, mcmc, data))"
         )
     components = getattr(posterior, "components", (posterior,))
@@ -119,10 +121,39 @@ def _of_any(guide: Callable[..., Any], program: Program, batch: Batch, num_sampl
 
 
 def program_at(model: Callable[..., Any], guide: Any, data: Data) -> Program:
-    """The program, traced where a posterior is, at the hyperparameters that this was built at."""
-    values = getattr(guide, "latents", None)
-    at = None if values is None else unpack(guide.latents, guide.theta)
-    return Program.trace(model, data, at, own_params(model, guide))
+    """The program, traced where a posterior is, at the hyperparameters that this was built at.
+
+    Args:
+        model: the Pyro program.
+        guide: the posterior.
+        data: the data.
+
+    Returns:
+        the program.
+
+    Raises:
+        InvalidOption: if the posterior is of another model.
+    """
+    if not hasattr(guide, "latents"):
+        return Program.trace(model, data)
+    with suppress(UnsupportedProgram):
+        return Program.trace(model, data, unpack(guide.latents, guide.theta), own_params(model, guide))
+    own = {name: tuple(latent.shape) for name, latent in guide.latents.items()}
+    there = {name: tuple(latent.shape) for name, latent in Program.trace(model, data).latents.items()}
+    if own != there:
+        raise InvalidOption(
+            f"this guide is of another model, or of data of another shape: it has the latent sites {own}, and the "
+            f"model has {there}"
+        )
+    return Program.trace(model, data, unpack(guide.latents, guide.theta), own_params(model, guide))
+
+
+def log_prior_of_held(guide: Any, loop: Loop) -> float:
+    """Log prior density of the coordinates that a Laplace posterior holds, at its mode; 0 where it holds none."""
+    if not isinstance(guide, AutoLaplace) or len(guide.index) == len(guide.theta) or guide.prior is None:
+        return 0.0
+    whole = loop.program.log_prior(guide.theta, next(loop.chunks()))
+    return float(whole) - guide.prior.log_density_of_free
 
 
 def around(guide: Any, program: Program, data: Data) -> list[tuple[float, Ellipse]]:

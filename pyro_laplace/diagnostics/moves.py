@@ -15,15 +15,17 @@ class Moved:
     Attributes:
         weights: of the draws that the correction is made by.
         by_site: the moves of each site's entries, flat.
+        unconstrained: the moves of the coordinates of constrained sites, whose own mean or variance may not exist.
     """
 
     weights: Weights
     by_site: Mapping[str, Shift]
+    unconstrained: Mapping[str, Shift]
 
     def bounds(self, errors: float) -> tuple[float, float]:
         """Of the largest move of a mean: least and most that it may be, by so many standard errors."""
         low = high = 0.0
-        for shift in self.by_site.values():
+        for shift in self._all.values():
             size = shift.mean.abs()
             low = max(low, float((size - errors * shift.mean_error).max()))
             high = max(high, float((size + errors * shift.mean_error).max()))
@@ -32,7 +34,7 @@ class Moved:
     def scale_bounds(self, errors: float) -> tuple[float, float]:
         """The same of the largest log factor of a standard deviation."""
         low = high = 0.0
-        for shift in self.by_site.values():
+        for shift in self._all.values():
             size = shift.log_std.abs()
             low = max(low, float((size - errors * shift.log_std_error).max()))
             high = max(high, float((size + errors * shift.log_std_error).max()))
@@ -40,13 +42,19 @@ class Moved:
 
     def farthest(self) -> tuple[str, Shift, int]:
         """The site whose mean moves most, with the entry that does."""
-        name = max(self.by_site, key=lambda each: float(self.by_site[each].mean.abs().max()))
-        return name, self.by_site[name], int(self.by_site[name].mean.abs().argmax())
+        name = max(self._all, key=lambda each: float(self._all[each].mean.abs().max()))
+        return name, self._all[name], int(self._all[name].mean.abs().argmax())
 
     def most_scaled(self) -> tuple[str, Shift, int]:
         """The site whose standard deviation changes most, with the entry that does."""
-        name = max(self.by_site, key=lambda each: float(self.by_site[each].log_std.abs().max()))
-        return name, self.by_site[name], int(self.by_site[name].log_std.abs().argmax())
+        name = max(self._all, key=lambda each: float(self._all[each].log_std.abs().max()))
+        return name, self._all[name], int(self._all[name].log_std.abs().argmax())
+
+    @property
+    def _all(self) -> dict[str, Shift]:
+        """Both, as they are named in a sentence."""
+        unconstrained = {f"{name!r} (unconstrained)": shift for name, shift in self.unconstrained.items()}
+        return {repr(name): shift for name, shift in self.by_site.items()} | unconstrained
 
 
 def is_clear(moved: Moved) -> bool:

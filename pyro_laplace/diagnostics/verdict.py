@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pyro_laplace.diagnostics.diagnosis import AtMode
+from pyro_laplace.diagnostics.determined import AtMode
 from pyro_laplace.diagnostics.moves import Moved
 from pyro_laplace.settings import settings
 
@@ -17,7 +17,7 @@ class Findings:
 
     Attributes:
         own: the moves by the posterior's own weights.
-        corrected: the moves by draws with heavier tails and matched moments; None where the own ones can be trusted.
+        corrected: the moves by draws with heavier tails and matched moments; None where the own ones will do.
         far: sites whose mass lies elsewhere than the mode, by their gradients.
         at_mode: the point; None for a guide that is not Laplace's.
         bends: whether the draws go through a program that is not linear within them, as a network's.
@@ -37,8 +37,10 @@ class Findings:
 
     @property
     def trusted(self) -> Moved | None:
-        """The moves that can be trusted, if any can."""
-        return next((each for each in (self.own, self.corrected) if each and each.weights.trusted), None)
+        """The moves that can be trusted, if any can: by whichever weights have more effective draws."""
+        own, other = self.own, self.corrected
+        best = other if other is not None and other.weights.better_than(own.weights) else own
+        return best if best.weights.trusted else None
 
 
 def verdict_of(found: Findings) -> tuple[str, str]:
@@ -61,23 +63,32 @@ def verdict_of(found: Findings) -> tuple[str, str]:
         )
     by = f"k-hat {k:.2f}" if trusted is found.own else f"k-hat {k:.2f}, and {trusted.weights.khat:.2f} once corrected"
     name, shift, place = trusted.farthest()
-    moved = f"{name!r} by {float(shift.mean[place].abs()):.2f} +- {float(shift.mean_error[place]):.2f} posterior sd"
-    if float(shift.mean[place].abs()) > settings.wrong_shift:
-        clear = trusted.bounds(settings.verdict_errors)[0] > settings.wrong_shift
-        return (WRONG if clear else UNSURE), f"importance weights ({by}) move the mean of {moved}"
+    size = float(shift.mean[place].abs())
+    moved = f"{name} by {size:.2f} +- {float(shift.mean_error[place]):.2f} posterior sd"
+    if not size <= settings.wrong_shift:
+        if trusted.bounds(settings.verdict_errors)[0] > settings.wrong_shift:
+            return WRONG, f"importance weights ({by}) move the mean of {moved}"
+        return (
+            UNSURE,
+            f"importance weights ({by}) move the mean of {moved}, too near the bound of {settings.wrong_shift}",
+        )
     site, scale, entry = trusted.most_scaled()
-    if float(scale.log_std[entry].abs()) > math.log(settings.wrong_scale):
-        clear = trusted.scale_bounds(settings.verdict_errors)[0] > math.log(settings.wrong_scale)
-        factor = math.exp(min(float(scale.log_std[entry]), 300.0))
-        return (WRONG if clear else UNSURE), f"the sd of {site!r} should be {factor:.2f} times as large ({by})"
-    if trusted is not found.own:
+    log_std = float(scale.log_std[entry])
+    scaled = f"the sd of {site} should be {math.exp(min(log_std, 300.0)):.2f} times as large ({by})"
+    if not abs(log_std) <= math.log(settings.wrong_scale):
+        if trusted.scale_bounds(settings.verdict_errors)[0] > math.log(settings.wrong_scale):
+            return WRONG, scaled
+        return UNSURE, f"{scaled}, too near the bound of {settings.wrong_scale}"
+    if not found.own.weights.trusted:
         return UNSURE, f"{by}: the draws miss the posterior's tails, though no mean moves far ({moved})"
-    if found.at_mode is not None and found.at_mode.newton_decrement > found.at_mode.allowed:
-        return UNSURE, f"the point is no mode, though no mean moves far ({moved})"
-    return TRUSTED, f"no mean moves by more than {float(shift.mean[place].abs()):.2f} posterior sd ({by})"
+    if found.at_mode is not None and not found.at_mode.is_mode:
+        return UNSURE, f"the point is no mode on these data, though no mean moves far ({moved})"
+    around = "" if found.at_mode is None else "around its mode, "
+    sizes = f"no mean moves by more than {size:.2f} posterior sd, and no sd by more than {math.expm1(abs(log_std)):.0%}"
+    return TRUSTED, f"{around}{sizes} ({by})"
 
 
-def next_step(verdict: str, found: Findings, hyper: tuple[str, ...] = ()) -> str:
+def next_step(verdict: str, found: Findings, hyper: tuple[str, ...] = ()) -> tuple[str, str]:
     """What to type next.
 
     Args:
@@ -88,24 +99,24 @@ def next_step(verdict: str, found: Findings, hyper: tuple[str, ...] = ()) -> str
     Returns:
         a line of code, and what it does.
     """
+    if verdict == TRUSTED and found.linearized:
+        return "pl.LinearizedPredictive(model, guide)", "use it: a guide of its linearised program"
     if verdict == TRUSTED:
-        use = (
-            "LinearizedPredictive(model, guide)"
-            if found.linearized
-            else "Predictive(model, guide=guide, num_samples=1000)"
-        )
-        return f"pl.{use}, or whatever takes a guide: use it"
-    if found.at_mode is not None and found.at_mode.newton_decrement > found.at_mode.allowed:
-        return "pl.fit_laplace(model, data, guide, polish=True): find the mode first"
+        return "pl.Predictive(model, guide=guide, num_samples=1000)", "use it, or whatever else takes a guide"
+    if found.at_mode is not None and not found.at_mode.is_mode:
+        return "pl.fit_laplace(model, data, guide, polish=True)", "find the mode first, on these data"
     if found.bends:
         return (
-            "pl.LinearizedPredictive(model, guide): a network's posterior belongs to its linearised program, which "
-            "pl.diagnose(pl.linearize(model, guide), guide, data) judges"
+            "pl.LinearizedPredictive(model, guide)",
+            "a network's posterior is of the linearised program: pl.diagnose(pl.linearize(model, guide), guide, data)",
         )
     if found.linearized and not found.dense:
-        return "pl.fit_laplace(model, data, guide, structure='kron' or 'full'): a structure that drops less"
-    if found.trusted is not None:
-        return "pl.importance_resample(model, guide, data): draws that are corrected"
+        return "pl.fit_laplace(model, data, guide, structure='full')", "a structure that drops nothing"
     if hyper:
-        return f"pl.fit_nested_laplace(model, data, hyper={list(hyper)}): integrates the other sites out"
-    return f"pl.fit_nuts(model, data{', precondition=guide' if found.preconditions else ''}): draws of the posterior"
+        return f"pl.fit_nested_laplace(model, data, hyper={list(hyper)})", "integrates the other sites out"
+    if found.trusted is not None:
+        return "pl.importance_resample(model, guide, data)", "draws that are corrected"
+    return (
+        f"pl.fit_nuts(model, data{', precondition=guide' if found.preconditions else ''})",
+        "draws of the posterior; a gradient of all data for each step",
+    )

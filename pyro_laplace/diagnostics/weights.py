@@ -50,22 +50,65 @@ class Weights:
         from arviz_stats.base.array import array_stats  # takes a second to load
 
         lowest = torch.finfo(torch.float64).min / 2  # what ArviZ subtracts from must be finite
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")  # it is told otherwise
-            smoothed, khat = array_stats.psislw(-ratio.clamp(min=lowest).cpu().numpy())  # it takes minus log weights
+        raw = torch.softmax(ratio, 0)
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")  # it is told otherwise
+                smoothed, khat = array_stats.psislw(-ratio.clamp(min=lowest).cpu().numpy())  # of minus log weights
+        except ValueError:  # a tail of one value, zero: one draw outweighs all others
+            return Weights(ratio, raw, math.inf)
         normalised = torch.softmax(torch.as_tensor(smoothed).to(ratio), 0)
-        khat = float(khat)
-        return Weights(ratio, normalised, math.inf if math.isnan(khat) else khat)
+        if not bool(normalised.isfinite().all()) or math.isnan(float(khat)):
+            return Weights(ratio, raw, math.inf)
+        return Weights(ratio, normalised, float(khat))
 
     @cached_property
     def ess(self) -> float:
-        """Kish's effective number of draws, ``1 / sum w^2``."""
-        return float(1 / self.normalised.square().sum())
+        """Kish's effective number of draws, ``1 / sum w^2``; zero where none has a weight."""
+        return float(1 / self.normalised.square().sum()) if bool(self.log_ratio.max().isfinite()) else 0.0
 
     @property
     def trusted(self) -> bool:
-        """Whether k-hat is at most `settings.bad_k`."""
-        return self.khat <= settings.bad_k
+        """Whether k-hat is at most `settings.bad_k`, and no less than `settings.least_effective` of the draws count.
+
+        The estimate of k is too small where the draws never came to what they miss; few effective ones give it away.
+        """
+        return self.khat <= settings.bad_k and self.ess >= settings.least_effective * len(self.normalised)
+
+    @property
+    def is_efficient(self) -> bool:
+        """Whether they can be trusted, and a good part of the draws counts."""
+        return self.trusted and self.ess >= settings.good_share * len(self.normalised)
+
+    def better_than(self, other: "Weights") -> bool:
+        """Whether these can be trusted and others can not, or else have more effective draws."""
+        return self.ess > other.ess if self.trusted == other.trusted else self.trusted
+
+    def tempered(self, share: float) -> Tensor:
+        """``w^beta`` with the largest beta of at most one that leaves a share of the draws effective.
+
+        Koblents and Miguez 2015, "A population Monte Carlo scheme with transformed weights".
+
+        Args:
+            share: of the draws.
+
+        Returns:
+            the weights, which sum to one [draws].
+        """
+        finite = self.log_ratio.isfinite()
+        least = share * float(finite.sum())
+        if self.ess >= least:
+            return self.normalised
+        log_weight = self.log_ratio.where(finite, -math.inf)
+
+        def weight(beta: float) -> Tensor:
+            return torch.softmax((beta * log_weight).where(finite, -math.inf), 0)
+
+        low, high = 0.0, 1.0
+        for _ in range(settings.bisections):
+            beta = (low + high) / 2
+            low, high = (beta, high) if float(1 / weight(beta).square().sum()) >= least else (low, beta)
+        return weight(low)
 
     @property
     def log_mean(self) -> float:

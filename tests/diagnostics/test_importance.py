@@ -76,7 +76,7 @@ def test_moment_matching_repairs_a_funnel():
         pyro.sample("y", dist.Normal(mu, (tau**2 + noise**2).sqrt()).to_event(1), obs=y)
 
     guide = pl.fit_laplace(case.model, case.data)
-    with pytest.warns(pl.LaplaceWarning, match="k-hat is .* over 0.7"):
+    with pytest.warns(pl.LaplaceWarning, match="k-hat is .*up to 0.7 can be trusted"):
         left = pl.importance_resample(case.model, guide, case.data, moment_matching=False)
     assert not left.exact
     assert "NOT exact" in repr(left)
@@ -134,6 +134,27 @@ def test_corrects_any_guide():
 
 
 @pytest.mark.statistical
+@pytest.mark.parametrize("seed", range(4))
+def test_independent_draws_of_a_correlated_posterior_are_not_called_exact_by_chance(seed):
+    """Ten coordinates with correlations of 0.9, and a guide of their conditional deviations, a third of theirs."""
+    covariance = torch.full((10, 10), 0.9) + 0.1 * torch.eye(10)
+
+    def model(y):
+        t = pyro.sample("t", dist.MultivariateNormal(torch.zeros(10), covariance))
+        pyro.sample("y", dist.Normal(1e-4 * t[0], 1.0), obs=y)
+
+    def guide(y):
+        std = torch.linalg.inv(covariance).diagonal().rsqrt()
+        pyro.sample("t", dist.Normal(torch.zeros(10), std).to_event(1))
+
+    pyro.set_rng_seed(seed)
+    draws = pl.importance_resample(model, guide, torch.tensor(0.0), 4_000)
+    assert draws.exact
+    assert abs(draws.log_evidence + 0.5 * math.log(2 * math.pi)) < 4 * draws.log_evidence_error
+    torch.testing.assert_close(draws["t"].std(0), torch.ones(10), atol=0.06, rtol=0)
+
+
+@pytest.mark.statistical
 def test_corrects_a_mixture_of_two_modes():
     """An even function of x: half of the draws are on each side."""
 
@@ -157,13 +178,14 @@ def test_of_some_sites_the_others_stay():
     draws = pl.importance_resample(case.model, guide, case.data, 100)
     assert (draws["sigma"] == draws["sigma"][0]).all()
     assert len(draws["mu"].unique()) > 90
+    assert abs(draws.log_evidence - guide.log_evidence) < 4 * draws.log_evidence_error  # given sigma, mu is Gaussian
 
 
 @pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")
 def test_a_network_is_not_called_exact():
     case = network()
     guide = pl.fit_laplace(case.model, case.data)
-    with pytest.warns(pl.LaplaceWarning, match="fit_nuts"):
+    with pytest.warns(pl.LaplaceWarning, match="Draw with pl.fit_nuts"):
         draws = pl.importance_resample(case.model, guide, case.data, 200)
     assert not draws.exact
 
@@ -197,7 +219,7 @@ def test_single_precision_and_a_seed(float64):
     [
         ({"num_samples": 0}, "num_samples=0"),
         ({"num_samples": True}, "num_samples=True"),
-        ({"num_proposals": -5}, "num_proposals=-5"),
+        ({"num_proposals": 5}, "num_proposals=5.*at least 30"),
         ({"moment_matching": "often"}, "moment_matching='often' is not one of True, False, 'auto'"),
     ],
 )
@@ -226,7 +248,7 @@ def chains(case: Judged) -> MCMC:
         (point, "AutoDelta is a point.*fit_laplace"),
         (ensemble, "LaplaceMixture is a point"),
         (chains, "is an MCMC.*arviz.summary"),
-        (lambda case: {"mu": torch.zeros(3), "sigma": torch.ones(3)}, "a mapping of draws"),
+        (lambda case: {"mu": torch.zeros(3), "sigma": torch.ones(3)}, "a mapping of values or draws"),
         (lambda case: AutoNormal(case.model), "never been run"),
         (lambda case: "laplace", "the guide is a str"),
     ],
