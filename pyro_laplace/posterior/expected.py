@@ -11,6 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from pyro_laplace._autodiff import jvp
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace.curvature.root import Information, Root
@@ -125,7 +126,7 @@ def _of_parameters(information: Information, site: Site, weight: Tensor, moving:
     worst, zero = 1.0, torch.zeros_like(eta)
     for number in moving:
         along = zero.index_fill(-1, torch.tensor([number], device=eta.device), 1.0)
-        products = torch.func.jvp(torch.func.grad(negative), (zero,), (along,))[1]
+        products = jvp(torch.func.grad(negative), zero, along)[1]
         observed = products[..., number]
         ratio = float(observed.sum()) / total
         error = float((observed - ratio * weights).square().sum().sqrt()) / total

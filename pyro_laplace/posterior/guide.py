@@ -253,6 +253,14 @@ class AutoLaplace(AutoContinuous):
     def _ordered(self, values: Mapping[Any, Tensor]) -> dict[str, Tensor]:
         return {name: values[name] for name in self.latents}
 
+    def __repr__(self) -> str:
+        """What it is of."""
+        sites = ", ".join(f"{name}: {place.stop - place.start}" for name, place in self.layout.items())
+        return (
+            f"AutoLaplace({sites}; structure={self.structure!r}, curvature={self.curvature!r}, "
+            f"log_evidence={self.log_evidence:.6g})"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         """The state without the model, which stays with the live guide."""
         return {**self.__dict__, "_model": (None,), "master": None, "plates": {}}

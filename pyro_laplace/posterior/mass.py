@@ -100,20 +100,25 @@ def tell_of_far_mass(search: Search, found: PosteriorAt, statistical: bool) -> N
     mass = Mass.around(search.objective(anchor.theta, anchor.index), anchor, found.precision)
     far = {} if mass is None else mass.far(only_scales=not statistical)
     if mass is not None and far:
-        warnings.warn(_far_message(far, mass.share), LaplaceWarning, stacklevel=3)
+        spreads = any(anchor.latents[name].constrained for name in far)
+        warnings.warn(_far_message(far, mass.share, spreads), LaplaceWarning, stacklevel=3)
 
 
-def _far_message(far: Mapping[str, float], share: float) -> str:
+def _far_message(far: Mapping[str, float], share: float, spreads: bool) -> str:
     names = list(far)
+    cause = (
+        "A scale or a length that many other coordinates are spread by has its joint mode where they lie at one point: "
+        "integrate them out, by pl.fit_nested_laplace(model, data) or by hand (x ~ Normal(mu, tau) and "
+        "y ~ Normal(x, s) are y ~ Normal(mu, sqrt(tau^2 + s^2)))"
+        if spreads
+        else "A posterior that is flat to one side, as of classes that are separated, has most of its mass there"
+    )
     return (
         "the mode is not where the posterior's mass is: over draws from the Gaussian around it the log joint slopes "
         f"away in {', '.join(map(repr, names[: settings.shown_names]))} (a Newton step by its mean gradient moves "
         f"{names[0]!r} by {far[names[0]]:.2g} standard deviations), and {share:.1%} of such draws are worth much. "
-        "A scale or a length that many other coordinates are spread by has its joint mode where they lie at one point. "
-        "pl.diagnose(model, guide, data) says what is wrong; pl.importance_resample(model, guide, data) corrects it "
-        "where that can be done. Else integrate them out by hand (x ~ Normal(mu, tau) and y ~ Normal(x, s) are "
-        "y ~ Normal(mu, sqrt(tau^2 + s^2)); values of a Gaussian process, or missing ones, likewise), or draw with "
-        "pl.fit_nuts(model, data, precondition=guide)"
+        f"{cause}. pl.diagnose(model, guide, data) says what is wrong; pl.importance_resample(model, guide, data) "
+        "corrects it where that can be done; pl.fit_nuts(model, data, precondition=guide) draws from the posterior"
     )
 
 

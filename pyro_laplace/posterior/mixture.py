@@ -225,6 +225,14 @@ class LaplaceMixture(AutoGuide):
                 stack.enter_context(plates[frame.name])
             return pyro.sample(latent.name, dist.Delta(value, log_density, event_dim=event_dim))
 
+    def __repr__(self) -> str:
+        """The components' weights and evidences."""
+        rows = ", ".join(
+            f"{float(w):.3f} at log evidence {each.log_evidence:.4g}"
+            for w, each in zip(self.weights, self.components, strict=True)
+        )
+        return f"LaplaceMixture({rows})"
+
     def __getstate__(self) -> dict[str, Any]:
         """The state without the model, which stays with the live guide."""
         return {**self.__dict__, "_model": (None,), "master": None, "plates": {}}

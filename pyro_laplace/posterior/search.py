@@ -21,6 +21,7 @@ from pyro_laplace.mode.rising import NoMode, rising
 from pyro_laplace.posterior.evidence import laplace_evidence
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mode_check import judge
+from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import coordinates_of
 from pyro_laplace.reading.hyperparameters import Hyperparameters, Names
 from pyro_laplace.reading.prior import Prior
@@ -190,7 +191,9 @@ class Search:
         if polish is False:
             return theta, None
         if len(theta) <= settings.small:
-            return self._minimised(theta, everything)
+            found = self._minimised(theta, everything)
+            lost = not given and must and found[1] in (Stopped.STUCK, Stopped.OUTSIDE)
+            return self._from_the_prior(found) if lost else found
         if polish is True or not given:
             return self._searched(descend, theta, everything)
         where = coordinates_of(program.latents, constrained).to(theta.device)
@@ -217,6 +220,21 @@ class Search:
                 break
             found = self.measured(objective.embed(here + 0.5**halving * step))
         return found
+
+    def _from_the_prior(self, lost: tuple[Theta, Stopped]) -> tuple[Theta, Stopped]:
+        """The mode from the program's own start, where the density of the constrained values has none to start from.
+
+        That of a Gamma or Beta site may be infinite at the border, where the density of theta is flat.
+
+        Args:
+            lost: what the search from there ended with.
+
+        Returns:
+            what the other one ends with; what is lost, if that one is lost too.
+        """
+        start = Program.trace(self.loop.program.model, self.loop.data, params=self.loop.program.params).start
+        found = self._minimised(start, torch.arange(len(start), device=start.device))
+        return lost if found[1] in (Stopped.STUCK, Stopped.OUTSIDE) else found
 
     def _minimised(self, theta: Theta, index: Tensor) -> tuple[Theta, Stopped]:
         return self._searched(minimise if len(index) <= settings.small else descend, theta, index)

@@ -293,3 +293,22 @@ def test_a_point_that_is_no_mode_is_told_with_why_the_search_ended():
 def test_a_point_that_was_not_moved_has_no_search_behind_it():
     guide = pl.fit_laplace(steep, steep_data(), {"rate": torch.tensor(2.0)}, polish=False, on_not_a_mode="ignore")
     assert guide.mode.stopped is None
+
+
+@pytest.mark.filterwarnings("ignore:the mode is not where the posterior's mass is")  # it is not, with so few data
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_density_that_is_infinite_at_the_border_has_its_mode_inside_all_the_same(dtype, seed):
+    """Gamma(0.2, 0.2) and three zeros: in log r the mode is at 0.2 / 3.2, in r the density is infinite at 0."""
+    torch.set_default_dtype(dtype)
+
+    def model(y):
+        rate = pyro.sample("rate", dist.Gamma(0.2, 0.2))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    pyro.set_rng_seed(seed)
+    guide = pl.fit_laplace(model, torch.zeros(3), progress=False)
+    assert float(guide.median()["rate"]) == pytest.approx(0.2 / 3.2, rel=1e-4)
+    assert float(guide.precision.to_dense()) == pytest.approx(0.2, rel=1e-3)  # the Hessian in log r is 3.2 r
+    torch.set_default_dtype(torch.float64)
