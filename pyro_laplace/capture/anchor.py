@@ -94,6 +94,11 @@ class Anchor:
                 start += count
         return found
 
+    @property
+    def places(self) -> list[slice]:
+        """Where the free coordinates of one site after the other lie among all."""
+        return [span for span, _ in self.spans.values()]
+
     @cached_property
     def positions(self) -> Tensor:
         """Where each coordinate of theta lies among the free ones [params]; -1 if it does not."""

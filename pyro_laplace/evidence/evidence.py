@@ -15,14 +15,12 @@ from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.evidence.checks import refuse_not_finite, tell_of_improper
-from pyro_laplace.evidence.log_det import covariance_of
+from pyro_laplace.evidence.prior_det import effective_counts, log_det_of_prior
 from pyro_laplace.evidence.surface import EvidenceAt, Surface
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.search import PosteriorAt, Search
 from pyro_laplace.program.program import Program
 from pyro_laplace.reading.hyperparameters import Names
-from pyro_laplace.reading.prior import Prior
-from pyro_laplace.structure.precision import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,19 +145,12 @@ def _evidence(at: EvidenceAt, posterior: PosteriorAt, values: Values) -> Evidenc
         log_lik=at.log_lik,
         log_prior=prior.log_density,
         log_volume=volume,
-        log_det_ratio=at.solved.log_det - prior.log_det(),
+        log_det_ratio=at.solved.log_det - log_det_of_prior(prior),
         effective_dim=sum(by_site.values()),
         effective_dim_by_site=by_site,
         num_params=anchor.size,
         hyperparameters=dict(values),
     )
-
-
-def effective_counts(precision: Precision, prior: Prior) -> Tensor:
-    """The diagonal of ``Lambda^-1 H = I - Lambda^-1 H_prior`` [params]: how far the data determine each parameter."""
-    if prior.is_diagonal:
-        return 1 - precision.variance().double() * prior.diagonal
-    return 1 - (covariance_of(precision) * prior.matrix()).sum(1)
 
 
 def _or(live: Tensor | None, value: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from pyro_laplace.reading.gram import Gram
 from pyro_laplace.reading.prior import Prior
 from pyro_laplace.reading.prior_curve import PriorAt
 from pyro_laplace.settings import settings
+from pyro_laplace.sparse.symmetric import Symmetric
 from pyro_laplace.structure.full import Full
 from pyro_laplace.structure.kron import KronSum
 from pyro_laplace.structure.kron_factors import KronFactors, mirrored
@@ -81,10 +82,15 @@ class ByPosterior(LogDet):
 
     def at(self, prior: PriorAt, factors: Mapping[str, Tensor], gradient: Theta | None = None) -> Solved:
         """By one posterior."""
-        curvature = prior.diagonal if prior.is_diagonal else prior.matrix()
+        places = None
+        if prior.pattern is None:
+            curvature = prior.diagonal if prior.is_diagonal else prior.matrix()
+        else:
+            entries = prior.symmetric()
+            curvature, places = entries.value, (entries.row, entries.col)
         numbers = prior.numbers(self.like)
         names = tuple(factors)
-        found = _Solve.apply(self, numbers, names, gradient, curvature, *factors.values())
+        found = _Solve.apply(self, numbers, names, gradient, places, curvature, *factors.values())
         return Solved(*found)
 
     def posterior(self, prior: Prior, factors: Mapping[str, float]) -> Precision:
@@ -102,12 +108,14 @@ class _Solve(torch.autograd.Function):
         prior: Prior,
         names: tuple[str, ...],
         gradient: Tensor | None,
+        places: tuple[Tensor, Tensor] | None,
         curvature: Tensor,
         *factors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.log_det, ctx.prior, ctx.names, ctx.factors = log_det, prior, names, [float(each) for each in factors]
         precision = log_det.posterior(prior, dict(zip(names, ctx.factors, strict=True)))
         ctx.precision, ctx.gradient, ctx.dense = precision, gradient, curvature.dim() == 2
+        ctx.places, ctx.entries = places, curvature.detach()
         value = precision.log_det()
         ctx.step = None
         if gradient is None:
@@ -120,7 +128,15 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         of_log_det, of_rise = grad_outputs
         prior, step = ctx.prior, ctx.step
-        if not ctx.dense:
+        if ctx.places is not None:
+            row, col = ctx.places
+            twice = torch.where(row == col, 1.0, 2.0).double()
+            covariance = twice * ctx.precision.covariance_at(row, col)
+            curvature = of_log_det * covariance
+            kept = float(covariance @ ctx.entries)
+            if step is not None:
+                curvature = curvature - of_rise * twice * step[row] * step[col] / 2
+        elif not ctx.dense:
             variance = ctx.precision.variance().double()
             curvature = of_log_det * variance
             kept = float(variance @ prior.diagonal)
@@ -134,7 +150,15 @@ class _Solve(torch.autograd.Function):
                 curvature = curvature - of_rise * torch.outer(step, step) / 2
         gradient = None if step is None else of_rise * step
         factors = _of_factors(ctx, of_log_det, of_rise, kept) if ctx.names else ()
-        return (None, None, None, gradient, curvature, *factors)
+        return (None, None, None, gradient, None, curvature, *factors)
+
+
+def _times_prior(ctx: Any, step: Tensor) -> Tensor:
+    """``H_prior v``."""
+    if ctx.places is not None:
+        row, col = ctx.places
+        return Symmetric(len(step), row, col, ctx.entries).times(step.unsqueeze(0))[0]
+    return step * ctx.prior.diagonal if ctx.prior.is_diagonal else ctx.prior.matrix() @ step
 
 
 def covariance_of(precision: Precision) -> Matrix:
@@ -158,7 +182,7 @@ def _of_factors(ctx: Any, of_log_det: Tensor, of_rise: Tensor, kept: float) -> l
         trace = (ctx.precision.size - kept) / factors[0]
         change = of_log_det * trace
         if step is not None:
-            of_prior = step * prior.diagonal if prior.is_diagonal else prior.matrix() @ step
+            of_prior = _times_prior(ctx, step)
             change = change - of_rise * ((ctx.gradient - of_prior) @ step) / (2 * factors[0])
         return [change]
     changes = []

@@ -20,7 +20,9 @@ from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Site
+from pyro_laplace.settings import settings
 from pyro_laplace.structure.precision import Precision
+from pyro_laplace.structure.sparse_block import SparseBlock
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,12 @@ class Expansion:
     def whole_sites(self) -> bool:
         """Whether each site is random as a whole or not at all."""
         return len(self.whole.index) == len(self.point.index)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the posterior is held by few entries, and is so large that this pays."""
+        sparse = all(isinstance(block, SparseBlock) for block in self.precision.blocks)
+        return sparse and self.precision.size > settings.small
 
     @property
     def holds_sites(self) -> bool:

@@ -20,6 +20,8 @@ from pyro_laplace.linearized.covariance import Spread
 from pyro_laplace.linearized.marginal import chunks_of_draws, is_regular, triangular
 from pyro_laplace.reading.records import Product
 from pyro_laplace.settings import settings
+from pyro_laplace.sparse.rows import Triplets
+from pyro_laplace.structure.precision import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +163,66 @@ class Linearized:
             return covariance.unsqueeze(1)
         parts = covariance.reshape(n, k // size, size, k // size, size)
         return parts.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SparselyLinearized(Linearized):
+    """The same, by the entries of J that are not zero; `pieces` are of few data each, and serve draws alone.
+
+    Attributes:
+        entries: of J [n k, params].
+        precision: Lambda over the random coordinates.
+    """
+
+    entries: Triplets
+    precision: Precision
+
+    def variance(self) -> Tensor:
+        """From entries of Sigma."""
+        return self._covariance(1, self.eta.dtype).reshape(*self.base, len(self.kept))
+
+    def covariance_of_all(self) -> Tensor:
+        """By solves."""
+        rows, size = self.mean.numel(), self.precision.size
+        refuse_too_large(rows**2, 16, f"the joint covariance [{rows}, {rows}]", "give fewer inputs at a time")
+        own, parts = self.entries, []
+        step = max(1, settings.pass_elements // max(1, size, len(own.value)))
+        for start in range(0, rows, step):
+            some = ((own.row >= start) & (own.row < start + step)).nonzero()[:, 0]
+            unit = own.value.new_zeros(min(step, rows - start), size)
+            unit[own.row[some] - start, own.col[some]] = own.value[some]
+            solved = self.precision.solve(unit).mT[own.col] * own.value.unsqueeze(1)
+            parts.append(solved.new_zeros(rows, len(unit)).index_add_(0, own.row, solved))
+        return torch.cat(parts, 1).to(self.mean)
+
+    def _apart_is_cheaper(self, num_samples: int) -> bool:
+        """Entries of Sigma cost less than draws."""
+        return True
+
+    def _covariance(self, size: int, dtype: torch.dtype | None = None) -> Tensor:
+        """``sum_ij J_ai Sigma_ij J_bj`` over the pairs of entries of rows a and b of one block."""
+        own, blocks = self.entries, self.mean.numel() // size
+        block = own.row // size
+        counts = torch.bincount(block, minlength=blocks)
+        pairs = counts.square().cumsum(0)
+        total = torch.zeros(blocks * size**2, dtype=torch.float64, device=own.value.device)
+        for number in (pairs // settings.pass_elements).unique():
+            left, right = _pairs_of(block, counts, pairs // settings.pass_elements == number)
+            sigma = self.precision.covariance_at(own.col[left], own.col[right])
+            place = block[left] * size**2 + own.row[left] % size * size + own.row[right] % size
+            total.index_add_(0, place, own.value[left] * own.value[right] * sigma)
+        n = len(self.mean)
+        return total.reshape(n, -1, size, size).to(self.mean.device, dtype or self.mean.dtype)
+
+
+def _pairs_of(block: Tensor, counts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs of entries, ascending by block, that lie in one of the chosen blocks."""
+    begin = counts.cumsum(0) - counts
+    own = chosen[block].nonzero()[:, 0]
+    times = counts[block[own]]
+    left = own.repeat_interleave(times)
+    within = torch.arange(len(left), device=left.device) - (times.cumsum(0) - times).repeat_interleave(times)
+    return left, begin[block[left]] + within
 
 
 def columns(index: Tensor, rows: Tensor) -> Product:

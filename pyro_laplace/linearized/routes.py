@@ -5,14 +5,14 @@ with, which is the same as long as the program has the same structure. What was 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_laplace._autodiff import puller
+from pyro_laplace._autodiff import puller, pusher, unit_rows, vmapped
 from pyro_laplace._compat.pyro import RandomState
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Root, SiteRoot
@@ -20,7 +20,7 @@ from pyro_laplace.likelihood import Likelihood, require_likelihood
 from pyro_laplace.linearized.covariance import Spread
 from pyro_laplace.linearized.expansion import Expansion, some_data
 from pyro_laplace.linearized.graph_layer import GraphLayer, graph_layer, layer_index
-from pyro_laplace.linearized.jacobian import Linearized, columns
+from pyro_laplace.linearized.jacobian import Linearized, SparselyLinearized, columns
 from pyro_laplace.linearized.logits import predictor, written_logits
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.run import Site
@@ -28,6 +28,7 @@ from pyro_laplace.reading.factors import Factored, factor
 from pyro_laplace.reading.gradients import Gradients, dense_rows, pull_each
 from pyro_laplace.reading.records import Product
 from pyro_laplace.settings import settings
+from pyro_laplace.sparse.rows import NotSparse, sparse_rows
 
 type LayerKey = tuple[str, tuple[str, str | None, bool, int], int, torch.dtype]
 """A site, the layout of the layer that gives its logits, their number and dtype."""
@@ -112,6 +113,8 @@ def first_route(expansion: Expansion, differentiable: bool) -> Route:
     """
     if differentiable:
         return FirstRoute(expansion, RowRoute(expansion))
+    if expansion.is_sparse:
+        return FirstRoute(expansion, EntryRoute(expansion))
     return FirstRoute(expansion, (LayerRoute if expansion.holds_sites else CapturedRoute)(expansion, Known()))
 
 
@@ -179,6 +182,18 @@ class RowRoute(Route):
         """Of each site."""
         sites = self.expansion.sites(chunk)
         return Step(self, {name: _row_by_row(self.expansion, site, chunk) for name, site in sites.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class EntryRoute(Route):
+    """The few entries of each row, of a posterior that holds few entries itself; row by row where there are many."""
+
+    expansion: Expansion
+
+    def at(self, chunk: Chunk) -> Step:
+        """Of each site."""
+        sites = self.expansion.sites(chunk)
+        return Step(self, {name: _by_entries(self.expansion, site, chunk) for name, site in sites.items()})
 
 
 # --- by layers ------------------------------------------------------------------------------------
@@ -335,28 +350,51 @@ def _row_by_row(expansion: Expansion, site: Site, chunk: Chunk) -> Linearized:
     likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
     point = expansion.point
     kept = expansion.moved_outputs(site.name, eta.shape[-1], chunk)
-    count = site.fn.batch_shape[0] if site.fn.batch_shape else 1
     index = torch.arange(len(point.index), device=eta.device)
 
-    def outputs(part: Tensor) -> Tensor:
-        theta = point.theta.index_copy(0, point.index, part)
-        return expansion.predictor_at(theta, site.name, chunk)[..., kept].reshape(count, -1)
-
     def pieces() -> Iterator[list[Product]]:
-        value, pull = puller(outputs, point.free)
+        value, pull = puller(_outputs_of(expansion, site, chunk, kept), point.free)
+        count = len(value)
         size = max(1, settings.pass_elements // max(1, 8 * value.shape[1] * len(index)))
         for start in range(0, count, size):
-            rows = torch.func.vmap(pull)(_identity_rows(value, start, min(start + size, count)))  # nk p
+            stop = min(start + size, count)
+            unit = unit_rows(start * value.shape[1], stop * value.shape[1], value.numel(), value)
+            rows = torch.func.vmap(pull)(unit.reshape(-1, *value.shape))  # nk p
             yield [columns(index, rows.reshape(-1, value.shape[1], len(index)))]
 
     mean = eta if torch.is_grad_enabled() else eta.detach()
     return Linearized(site.fn, likelihood, mean, kept, pieces, expansion.row_spread)
 
 
-def _identity_rows(value: Tensor, start: int, stop: int) -> Tensor:
-    """Rows of the identity over value [n, k] that belong to some data, [rows, n, k]."""
-    n, k = value.shape
-    rows = torch.arange(start * k, stop * k, device=value.device)
-    unit = value.new_zeros(len(rows), n * k)
-    unit[torch.arange(len(rows)), rows] = 1.0
-    return unit.reshape(-1, n, k)
+def _outputs_of(expansion: Expansion, site: Site, chunk: Chunk, kept: Tensor) -> Callable[[Tensor], Tensor]:
+    """The kept outputs [n, k] of a site as a function of the random coordinates."""
+    count = site.fn.batch_shape[0] if site.fn.batch_shape else 1
+
+    def outputs(part: Tensor) -> Tensor:
+        theta = expansion.point.theta.index_copy(0, expansion.point.index, part)
+        return expansion.predictor_at(theta, site.name, chunk)[..., kept].reshape(count, -1)
+
+    return outputs
+
+
+def _by_entries(expansion: Expansion, site: Site, chunk: Chunk) -> Linearized:
+    """By products of the Jacobian with vectors, as far as these show its entries."""
+    likelihood, eta, point = require_likelihood(site.name, site.fn), predictor(site).detach(), expansion.point
+    kept = expansion.moved_outputs(site.name, eta.shape[-1], chunk)
+    value, push = pusher(_outputs_of(expansion, site, chunk, kept), point.free)
+    count = value.shape[1]
+    try:
+        found = sparse_rows(lambda v: vmapped(push, v).flatten(1), value.numel(), point.places, point.size, point.free)
+    except NotSparse:
+        return _row_by_row(expansion, site, chunk)
+
+    def pieces() -> Iterator[list[Product]]:
+        for start in range(0, len(value), settings.enough_rows):
+            rows = min(settings.enough_rows, len(value) - start) * count
+            own = (found.row >= start * count) & (found.row < start * count + rows)
+            present, place = found.col[own].unique(return_inverse=True)
+            wide = eta.new_zeros(rows, len(present))
+            wide[found.row[own] - start * count, place] = found.value[own].to(eta)
+            yield [columns(present, wide.unflatten(0, (-1, count)))]
+
+    return SparselyLinearized(site.fn, likelihood, eta, kept, pieces, expansion.row_spread, found, expansion.precision)

@@ -86,9 +86,10 @@ def fit_laplace(
             of the site name, or a `Subnetwork` of single coordinates.
         structure: of the precision: "full"; "block" (dense for each site); "kron" (a Kronecker product per layer,
             dense blocks for sites in no layer), or `Kron("expand")`, which it is, or `Kron("reduce")`, for weights
-            that several positions share; "diag"; `LowRank(rank)` (a diagonal prior and the likelihood's leading
-            eigenpairs); or a mapping of site globs to these, in which the first match wins, every random site is
-            matched, and the curvature between its groups is dropped.
+            that several positions share; "diag"; "sparse" (that of "full", by the entries that are not zero: of
+            hierarchies with many groups, and of random walks); `LowRank(rank)` (a diagonal prior and the likelihood's
+            leading eigenpairs); or a mapping of site globs to these, in which the first match wins, every random site
+            is matched, and the curvature between its groups is dropped.
         curvature: of the log likelihood: "auto" (the observed information, the exact Hessian, of a program of at most
             `settings.small` coordinates that is no network, where it is positive definite; else "ggn"; the posterior's
             `curvature` says which), "ggn" (Fisher information of the data's distribution: in closed form where

@@ -1,7 +1,7 @@
 """What a structure is given: some columns of a likelihood term's root on one chunk, in the form in which they were had.
 
-Every structure may ask the three questions that all forms answer (`diagonal`, `times`, `matrix`), or look at the form
-itself where that is cheaper.
+Every structure may ask the questions that all forms answer (`diagonal`, `times`, `matrix`, `symmetric`), or look at
+the form itself where that is cheaper.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.reading.gram import Gram, diagonal_of
+from pyro_laplace.reading.gram_sparse import symmetric_of
 from pyro_laplace.reading.gram_times import gram_times
 from pyro_laplace.reading.records import Direct, Factors, of_rows
 from pyro_laplace.reading.rest import Rest
 from pyro_laplace.reading.restrict import restrict
+from pyro_laplace.sparse.symmetric import Symmetric
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,10 @@ class Columns:
         gram = Gram(self.size, self._factors.dense_index.device)
         gram.add(self._factors.without_entries())
         return gram.matrix()
+
+    def symmetric(self) -> Symmetric:
+        """The entries of it that are not zero, where these are few."""
+        return symmetric_of(self._factors, self.size) if self.rest is None else self.rest.symmetric()
 
     def over(self, chosen: Tensor) -> "Columns":
         """The same over some of the free coordinates, by their place among them; the others are held."""

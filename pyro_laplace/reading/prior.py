@@ -18,6 +18,7 @@ from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.program.program import add_up
 from pyro_laplace.program.run import Site
 from pyro_laplace.reading.second_order import Differentiated, SecondOrder, Stored
+from pyro_laplace.sparse.symmetric import Symmetric
 from pyro_laplace.unwrap import innermost_unmasked
 
 
@@ -92,6 +93,14 @@ class Prior:
         total = self.known.new_zeros(len(self.known), len(self.known))
         self.add_to(total, torch.arange(len(total), device=total.device))
         return total
+
+    def symmetric(self) -> Symmetric:
+        """All of it, by its entries; raises `NotSparse` where these are many."""
+        return Symmetric.total([Symmetric.of_diagonal(self.known), self.symmetric_of_rest()])
+
+    def symmetric_of_rest(self) -> Symmetric:
+        """The part beyond Normal sites, by its entries over all free coordinates."""
+        return self.rest.symmetric.moved(self.rest.index, len(self.known))
 
     def add_to(self, total: Matrix, order: Tensor) -> None:
         """Add it to a matrix whose entry i is the coordinate `order[i]`."""

@@ -6,11 +6,12 @@ are leaves: what Normal sites say in closed form, all else by differentiating on
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pyro_laplace._errors import LaplaceError
 from pyro_laplace._typing import Matrix, Scalar, Theta
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.run import CapturedRun
@@ -18,6 +19,8 @@ from pyro_laplace.program.program import add_up
 from pyro_laplace.reading.prior import Prior, counted_once, is_free_normal, log_p_of_normal, without_copies
 from pyro_laplace.reading.second_order import Stored
 from pyro_laplace.settings import settings
+from pyro_laplace.sparse.pattern import Pattern
+from pyro_laplace.sparse.symmetric import Symmetric
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,9 @@ class PriorAt:
         log_gradient: of the density that the mode is of, over the free coordinates [params], in float64.
         known: by Normal site the precision of its free coordinates, [] for one that all have, or [n].
         index: the free coordinates [rest] that the rest covers.
-        rest: minus the Hessian of everything else, its diagonal [rest] or all of it [rest, rest].
+        rest: minus the Hessian of everything else, its diagonal [rest] or all of it [rest, rest]; or its entries in the
+            places of a pattern [nnz].
+        pattern: these places among the free coordinates, which all are in `index` then.
     """
 
     anchor: Anchor
@@ -39,20 +44,37 @@ class PriorAt:
     known: Mapping[str, Tensor]
     index: Tensor
     rest: Tensor
+    pattern: Pattern | None = None
 
     @property
     def is_diagonal(self) -> bool:
         """Whether everything beside the diagonal is zero."""
-        return self.rest.dim() == 1
+        return self.rest.dim() == 1 and self.pattern is None
 
     @property
     def diagonal(self) -> Theta:
         """The diagonal of the curvature [params], in float64."""
-        rest = self.rest if self.is_diagonal else self.rest.diagonal()
-        return _spread(self.anchor, self.known).index_add(0, self.index, rest)
+        return _spread(self.anchor, self.known).index_add(0, self.index, self._diagonal_of_rest)
+
+    @property
+    def _diagonal_of_rest(self) -> Tensor:
+        if self.pattern is not None:
+            return self._entries_of_rest.diagonal
+        return self.rest if self.is_diagonal else self.rest.diagonal()
+
+    @property
+    def _entries_of_rest(self) -> Symmetric:
+        assert self.pattern is not None
+        return Symmetric(self.pattern.size, self.pattern.row, self.pattern.col, self.rest)
+
+    def symmetric(self) -> Symmetric:
+        """The curvature by its entries, which have the graph, where it has a pattern."""
+        return Symmetric.total([Symmetric.of_diagonal(_spread(self.anchor, self.known)), self._entries_of_rest])
 
     def matrix(self) -> Matrix:
         """The curvature [params, params], in float64."""
+        if self.pattern is not None:
+            return self.symmetric().matrix()
         known = torch.diag(_spread(self.anchor, self.known))
         rest = torch.diag(self.rest) if self.is_diagonal else self.rest
         return known.index_put((self.index.unsqueeze(1), self.index.unsqueeze(0)), rest, accumulate=True)
@@ -77,7 +99,7 @@ class PriorAt:
         """The same without a graph."""
         known = {name: each.detach() for name, each in self.known.items()}
         numbers = self.log_density.detach(), self.log_gradient.detach(), known, self.index, self.rest.detach()
-        return PriorAt(self.anchor, *numbers)
+        return PriorAt(self.anchor, *numbers, self.pattern)
 
     def numbers(self, like: Prior) -> Prior:
         """The same without a graph.
@@ -88,8 +110,11 @@ class PriorAt:
         Returns:
             the prior.
         """
-        rest = self.rest.detach()
-        stored = Stored(self.index, rest if rest.dim() == 1 else rest.diagonal(), rest if rest.dim() == 2 else None)
+        rest, diagonal = self.rest.detach(), self._diagonal_of_rest.detach()
+        stored = Stored(self.index, diagonal, rest if rest.dim() == 2 else None)
+        if self.pattern is not None:
+            entries = replace(self._entries_of_rest, value=rest)
+            stored = Stored(self.index, diagonal, None, entries.coupled, entries)
         known = _spread(self.anchor, {name: each.detach() for name, each in self.known.items()})
         density = float(self.log_density.detach())
         return Prior(density, density, self.log_gradient.detach(), known, stored, like.hyperparameters, like.generic)
@@ -106,6 +131,7 @@ class PriorCurve:
         moving: whether the prior beyond these depends on the hyperparameters.
         diagonal: whether its curvature is a diagonal, whatever they are.
         constant: the density, gradient, coordinates and curvature of the rest, where they do not move.
+        pattern: where the curvature of the rest has entries, if it is no diagonal, but sparse.
     """
 
     anchor: Anchor
@@ -114,6 +140,7 @@ class PriorCurve:
     moving: bool
     diagonal: bool
     constant: tuple[Scalar, Theta, Tensor, Tensor]
+    pattern: Pattern | None = None
 
     @staticmethod
     def of(run: CapturedRun, prior: Prior, jacobian: bool, moving: bool) -> "PriorCurve":
@@ -131,16 +158,21 @@ class PriorCurve:
         anchor, normals = run.anchor, PriorCurve.normals_of(run)
         # numbers may hide what couples a few coordinates: the form of many is that of the numbers
         diagonal = prior.rest.is_diagonal and not (moving and len(prior.rest.index) <= settings.small)
-        curve = PriorCurve(anchor, jacobian, normals, moving, diagonal, _nothing(anchor))
+        entries = None if diagonal else _few_entries(prior)
+        pattern = None if entries is None else Pattern.of(entries)
+        curve = PriorCurve(anchor, jacobian, normals, moving, diagonal, _nothing(anchor), pattern)
         if moving:
             return curve
         with torch.no_grad():
             _, density, gradient = curve._of_normals(run)
-        rest = prior.rest
-        dense = rest.diagonal if rest.is_diagonal else rest.matrix
+        rest, index = prior.rest, prior.rest.index
+        if entries is None:
+            curvature = rest.diagonal if rest.is_diagonal else rest.matrix
+        else:
+            curvature, index = entries.value, torch.arange(anchor.size, device=index.device)
         left = torch.tensor(prior.log_density_of_free, dtype=torch.float64) - density.cpu()
-        constant = left.to(anchor.theta.device), prior.log_gradient - gradient, rest.index, dense.detach()
-        return PriorCurve(anchor, jacobian, normals, moving, rest.is_diagonal, constant)
+        constant = left.to(anchor.theta.device), prior.log_gradient - gradient, index, curvature.detach()
+        return PriorCurve(anchor, jacobian, normals, moving, rest.is_diagonal, constant, pattern)
 
     @staticmethod
     def normals_of(run: CapturedRun) -> tuple[str, ...]:
@@ -161,7 +193,7 @@ class PriorCurve:
         with torch.enable_grad():
             known, density, gradient = self._of_normals(run)
             constant, constant_gradient, index, rest = self._of_rest(run) if self.moving else self.constant
-        return PriorAt(self.anchor, density + constant, gradient + constant_gradient, known, index, rest)
+        return PriorAt(self.anchor, density + constant, gradient + constant_gradient, known, index, rest, self.pattern)
 
     def _of_normals(self, run: CapturedRun) -> tuple[dict[str, Tensor], Scalar, Theta]:
         """Precisions, log density and gradient of the Normal sites, over their own free coordinates."""
@@ -189,15 +221,40 @@ class PriorCurve:
         gradient = _spread_over(anchor, used)
         leaves = [run.leaves[name] for name in used]
         places = torch.cat([anchor.index[:0], *(anchor.positions[program.layout[name]] for name in used)])
-        free = places >= 0
         negative = -torch.cat([anchor.theta[:0], *used.values()])
-        rows = torch.ones_like(negative)[None] if self.diagonal else torch.eye(len(negative)).to(negative)[free]
-        rest = _rows_of_hessian(negative, leaves, rows)[:, free]
         own = log_p
         if frozenset(run.leaves) != program.latents.keys() or not self.jacobian:
             counted = factors if len(run.leaves) == len(program.latents) else []
             own = add_up([run.log_prior(True, sites & frozenset(run.leaves)), *counted], anchor.theta)
-        return own, gradient, places[free], rest[0] if self.diagonal else (rest + rest.mT) / 2
+        index, rest = self._curvature_of_rest(negative, leaves, places)
+        return own, gradient, index, rest
+
+    def _curvature_of_rest(self, negative: Tensor, leaves: list[Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates, and the diagonal, the entries of the pattern or all of the Jacobian of a gradient of leaves."""
+        free = places >= 0
+        if self.pattern is None:
+            rows = torch.ones_like(negative)[None] if self.diagonal else torch.eye(len(negative)).to(negative)[free]
+            rest = _rows_of_hessian(negative, leaves, rows)[:, free]
+            return places[free], rest[0] if self.diagonal else (rest + rest.mT) / 2
+        size, where = self.pattern.size, places[free]
+
+        def multiply(vectors: Tensor) -> Tensor:
+            wide = vectors.new_zeros(len(vectors), len(free))
+            wide[:, free] = vectors[:, where]
+            products = _rows_of_hessian(negative, leaves, wide)[:, free]
+            return products.new_zeros(len(vectors), size).index_copy(1, where, products)
+
+        return torch.arange(size, device=places.device), self.pattern.values(multiply, negative.detach())
+
+
+def _few_entries(prior: Prior) -> Symmetric | None:
+    """What a prior beyond Normal sites has for curvature, by its entries, where many coordinates have few."""
+    if len(prior.rest.index) <= settings.small:
+        return None
+    try:
+        return prior.symmetric_of_rest()
+    except LaplaceError:  # it has many, or they were not kept
+        return None
 
 
 def _rows_of_hessian(vector: Tensor, leaves: list[Tensor], rows: Tensor) -> Tensor:

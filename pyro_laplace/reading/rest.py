@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_laplace._autodiff import column_blocks, hessian, hessian_diagonal, jacobian, puller, push_forward, pusher
+from pyro_laplace._autodiff import (
+    column_blocks,
+    hessian,
+    hessian_diagonal,
+    jacobian,
+    puller,
+    push_forward,
+    pusher,
+    vmapped,
+)
 from pyro_laplace._errors import TooLarge
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace._typing import Matrix, Rows, Theta
@@ -17,6 +26,8 @@ from pyro_laplace.curvature.root import Root
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.settings import settings
+from pyro_laplace.sparse.rows import sparse_rows, sparse_symmetric
+from pyro_laplace.sparse.symmetric import Symmetric
 
 
 class Rest(ABC):
@@ -35,6 +46,10 @@ class Rest(ABC):
     @abstractmethod
     def matrix(self) -> Matrix:
         """All of it, [params, params]."""
+
+    @abstractmethod
+    def symmetric(self) -> Symmetric:
+        """Its entries that are not zero, where these are few."""
 
     @abstractmethod
     def over(self, chosen: Tensor) -> "Rest":
@@ -60,7 +75,7 @@ class DenseRoot(Rest):
     def diagonal(self) -> Theta:
         """Squared columns of A, summed."""
         total = torch.zeros(self.anchor.size, dtype=torch.float64, device=self.anchor.theta.device)
-        for whitened in self._active():
+        for whitened in self._dense():
             for columns, block in column_blocks(whitened, self.anchor.free):
                 total[columns] += block.double().square().sum(1)
         return total
@@ -81,22 +96,38 @@ class DenseRoot(Rest):
 
     def rows(self) -> Iterator[Rows]:
         """A, without the rows that do not depend on the free coordinates (a known noise scale, say)."""
-        for whitened in self._active():
+        for whitened in self._dense():
             yield jacobian(whitened, self.anchor.free)
+
+    def symmetric(self) -> Symmetric:
+        """``A'A`` of the entries of A."""
+        size, free = self.anchor.size, self.anchor.free
+        total = Symmetric.zeros(size, free.device)
+        for whitened, rows in self._active():
+            _, push = pusher(whitened, free)
+            found = sparse_rows(lambda v, push=push: vmapped(push, v), rows, self.anchor.places, size, free)
+            total = found.gram(rows, size)
+        return total
 
     def over(self, chosen: Tensor) -> "DenseRoot":
         """The same root in fewer coordinates."""
         return replace(self, anchor=self.anchor.only(chosen))
 
-    def _active(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """The root as a function of the free coordinates, the rows left out that do not depend on them."""
+    def _dense(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The same as `_active`, of rows that are made one by one."""
+        for whitened, rows in self._active():
+            what = f"the Jacobian [{rows}, {self.anchor.size}] of one batch"
+            refuse_too_large(rows * self.anchor.size, 12, what, "give smaller batches")
+            yield whitened
+
+    def _active(self) -> Iterator[tuple[Callable[[Tensor], Tensor], int]]:
+        """The root as a function of the free coordinates, with so many rows: those that depend on them, if any."""
         whitened, size = self.anchor.on(self.root), self.anchor.size
         direction = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(self.anchor.theta)
         active = push_forward(whitened, self.anchor.free, direction)[1] != 0
         rows = int(active.sum())
-        refuse_too_large(rows * size, 12, f"the Jacobian [{rows}, {size}] of one batch", "give smaller batches")
         if rows:
-            yield lambda free: whitened(free)[active]
+            yield (lambda free: whitened(free)[active]), rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +158,10 @@ class ExactHessian(Rest):
     def matrix(self) -> Matrix:
         """Dense."""
         return hessian(self._negative(), self.anchor.free).double()
+
+    def symmetric(self) -> Symmetric:
+        """By products, as far as these show its entries."""
+        return sparse_symmetric(self.times, self.anchor.places, self.anchor.size, self.anchor.free)
 
     def over(self, chosen: Tensor) -> "ExactHessian":
         """The same terms in fewer coordinates."""

@@ -13,6 +13,8 @@ from pyro_laplace._errors import LaplaceError
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.settings import settings
+from pyro_laplace.sparse.rows import NotSparse, sparse_symmetric
+from pyro_laplace.sparse.symmetric import Symmetric
 
 
 class SecondOrder(ABC):
@@ -47,10 +49,20 @@ class SecondOrder(ABC):
     def moved(self, places: Tensor) -> "SecondOrder":
         """The same with the coordinate i now at ``places[i]``, -1 for one that is held from now on."""
 
+    @property
+    @abstractmethod
+    def symmetric(self) -> Symmetric:
+        """The entries of it that are not zero; raises `NotSparse` where these are many."""
+
     def stored(self) -> "Stored":
-        """What is kept of it: the matrix where it is not diagonal and not too large, else the diagonal."""
+        """What is kept of it: the matrix where it is not diagonal and not too large, else its entries if few."""
         dense = not self.is_diagonal and len(self.index) ** 2 <= settings.row_elements
-        return Stored(self.index, self.diagonal, self.matrix if dense else None, None if dense else self.coupled)
+        if dense or self.is_diagonal:
+            return Stored(self.index, self.diagonal, self.matrix if dense else None, None if dense else self.coupled)
+        try:
+            return Stored(self.index, self.diagonal, None, self.coupled, self.symmetric)
+        except NotSparse:
+            return Stored(self.index, self.diagonal, None, self.coupled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +74,14 @@ class Stored(SecondOrder):
         values: the diagonal.
         dense: the matrix; None where it is diagonal, or was too large to be kept.
         couples: which coordinates are coupled, where the matrix is not there to tell.
+        sparse: the matrix by its entries, where there are few and it was too large to be kept dense.
     """
 
     places: Tensor
     values: Theta
     dense: Matrix | None
     couples: Tensor | None = None
+    sparse: Symmetric | None = None
 
     @property
     def index(self) -> Tensor:
@@ -98,13 +112,28 @@ class Stored(SecondOrder):
         Raises:
             LaplaceError: if it was too large to be kept.
         """
-        if self.dense is None and not self.is_diagonal:
+        if self.dense is not None:
+            return self.dense
+        return self.values.diag() if self.is_diagonal else self.symmetric.matrix()
+
+    @property
+    def symmetric(self) -> Symmetric:
+        """Its entries.
+
+        Raises:
+            LaplaceError: if they were too many to be kept.
+        """
+        if self.sparse is not None:
+            return self.sparse
+        if self.dense is not None:
+            return Symmetric.of_dense(self.dense)
+        if not self.is_diagonal:
             size = len(self.places)
             raise LaplaceError(
                 f"the curvature [{size}, {size}] of the log prior was too large to be kept with the posterior: fit all "
                 "data jointly, or raise pyro_laplace.settings.row_elements before the fit"
             )
-        return self.values.diag() if self.dense is None else self.dense
+        return Symmetric.of_diagonal(self.values)
 
     def moved(self, places: Tensor) -> "Stored":
         """The same at other coordinates."""
@@ -115,6 +144,7 @@ class Stored(SecondOrder):
             self.values[kept],
             None if self.dense is None else self.dense[kept][:, kept],
             None if self.couples is None else self.couples[kept],
+            None if self.sparse is None else self.sparse.moved(_renumbered(kept), int(kept.sum())),
         )
 
 
@@ -161,6 +191,16 @@ class Differentiated(SecondOrder):
         """All of it."""
         return self._matrix
 
+    @property
+    def symmetric(self) -> Symmetric:
+        """By products, as far as these show its entries."""
+        return self._entries
+
+    @cached_property
+    def _entries(self) -> Symmetric:
+        sites = [slice(start, stop) for start, stop in self._sites()]
+        return sparse_symmetric(self._multiply, sites, len(self.index), self.gradient)
+
     @cached_property
     def _matrix(self) -> Matrix:
         size = len(self.index)
@@ -184,6 +224,11 @@ class Differentiated(SecondOrder):
         found = self._if_diagonal(0, size)
         if found is not None:
             return found, True
+        if size > settings.small:
+            try:
+                return self.symmetric.diagonal, False
+            except NotSparse:
+                pass
         if size**2 <= settings.row_elements:
             return self.matrix.diagonal(), False
         return torch.cat([self._diagonal_of(start, stop) for start, stop in self._sites()]), False
@@ -239,6 +284,11 @@ class Differentiated(SecondOrder):
             self.gradient, self.leaves, vectors, retain_graph=True, allow_unused=True, materialize_grads=True, **options
         )
         return torch.cat(grads, -1)
+
+
+def _renumbered(kept: Tensor) -> Tensor:
+    """Where each coordinate lies among those that are kept; -1 where it is left out."""
+    return torch.where(kept, kept.cumsum(0) - 1, -1)
 
 
 def _probes(count: int, size: int, like: Tensor) -> Tensor:

@@ -10,6 +10,15 @@ class Numerics:
     mc_labels: int = 4
     """Labels that ``curvature="mc_fisher"`` draws for each datum."""
 
+    exact_columns: int = 1_000
+    """Columns of a datum's root, positions times classes, up to which "kron" and "diag" make all of them.
+
+    Each is a backward pass. Beyond, ``curvature="ggn"`` draws `position_labels` labels at each position instead.
+    """
+
+    position_labels: int = 4
+    """Labels drawn at each position there: a backward pass each, whatever the number of positions and classes."""
+
     fisher_labels: int = 100
     """Least number of labels drawn for each datum where "ggn" has no closed form."""
 
@@ -111,3 +120,30 @@ class Numerics:
 
     mass_shift: float = 2.0
     """Distance of the mass from the mode, in posterior standard deviations, from which on it is told."""
+
+    sparse_share: float = 0.5
+    """Share of a curvature's entries that are not zero, beyond which it is dense."""
+
+    projected_coordinates: int = 2048
+    """Coordinates up to which directions of a sparse curvature are looked for in which the log prior is convex."""
+
+    recovery_columns: int = 16
+    """Coordinates of a site up to which its columns of a sparse matrix are taken one by one: a search costs as much."""
+
+    recovery_dense: int = 512
+    """The same where the search found that rows have many entries."""
+
+    recovery_base: int = 256
+    """Base of the digits by which an entry tells its coordinate: a ratio of float32 numbers tells so many apart."""
+
+    recovery_digit: float = 0.1
+    """Distance from a whole number up to which a ratio is a digit."""
+
+    recovery_proofs: int = 2
+    """Random vectors that have to agree before rows are believed to have one entry."""
+
+    recovery_modulus: int = 43
+    """Classes up to which a site's coordinates are divided, a prime number of them: two are together in few rounds."""
+
+    recovery_hopeless: int = 7
+    """Classes from which on a round that shows nothing is the last."""

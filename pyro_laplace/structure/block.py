@@ -73,6 +73,20 @@ class Block(torch.nn.Module, ABC):
     def push(self, rows: Tensor) -> Tensor:
         """R'^-1 j for each row j [..., params] of a Jacobian J: ``J Sigma J'`` is the result times its transpose."""
 
+    def covariance_at(self, row: Tensor, col: Tensor) -> Tensor:
+        """Entries of Lambda^-1 [entries].
+
+        Args:
+            row: of each entry.
+            col: of each entry.
+
+        Returns:
+            the entries, in float64.
+        """
+        columns, where = col.unique(return_inverse=True)
+        unit = torch.zeros(len(columns), self.size, dtype=torch.float64, device=col.device)
+        return self.solve(unit.scatter_(1, columns.unsqueeze(1), 1.0))[where, row]
+
     def placed(self) -> list[tuple[Tensor, "Block"]]:
         """The independent blocks that it consists of, with their coordinates: itself."""
         device = next((buffer.device for buffer in self.buffers()), None)

@@ -27,6 +27,7 @@ from pyro_laplace.structure.kron import KronSum
 from pyro_laplace.structure.likelihood_sum import LikelihoodSum
 from pyro_laplace.structure.low_rank import LowRankSum
 from pyro_laplace.structure.options import Kron, LowRank, Structure, group_sites
+from pyro_laplace.structure.sparse import SparseSum
 from pyro_laplace.structure.statistics import TermStatistics, statistics_of
 from pyro_laplace.structure.sum import Sum, SumOverData
 
@@ -37,6 +38,7 @@ STRUCTURES: dict[Any, type[Sum]] = {
     Kron: KronSum,
     "diag": DiagSum,
     LowRank: LowRankSum,
+    "sparse": SparseSum,
 }
 """What `structure=` may be, by its name or the type of its options: another structure is one more line.
 
@@ -164,17 +166,19 @@ class _Running:
         self.statistics: dict[str, TermStatistics] = {}
         self.gradient = torch.zeros(anchor.size, dtype=torch.float64, device=anchor.theta.device)
         self.verdicts: Verdicts = {}
-        streams = all(_parts_have(structure, "streams"))
+        streams, searched = all(_parts_have(structure, "streams")), all(_parts_have(structure, "searches"))
         self.wanted = Wanted(
             direct=_parts(structure, anchor) is None and all(_parts_have(structure, "takes_direct")),
             products=any(_parts_have(structure, "needs_products")),
+            searched=searched,
             elements=settings.streamed_elements if streams else settings.together_elements,
         )
 
     def take(self, program: Program, chunk: Chunk, curvature: Curvature, jacobian: bool) -> None:
         """Run the program on a chunk, and add what it says."""
         with undisturbed(rng=False):
-            run = CapturedRun.make(program, self.anchor, chunk, captured=curvature.rooted, verdicts=self.verdicts)
+            watched = curvature.rooted and not self.wanted.searched
+            run = CapturedRun.make(program, self.anchor, chunk, captured=watched, verdicts=self.verdicts)
             root = curvature.root(program, run.run, chunk, self.seen)
             if not self.sums:
                 self._plan(run, root, jacobian)

@@ -126,6 +126,10 @@ class DiagBlock(Block):
         """1 / prec."""
         return self.prec.reciprocal()
 
+    def covariance_at(self, row: Tensor, col: Tensor) -> Tensor:
+        """``1 / prec`` on the diagonal."""
+        return torch.where(row == col, self.prec[row].reciprocal(), 0.0)
+
     def to_dense(self) -> Matrix:
         """diag(prec)."""
         return self.prec.diag()

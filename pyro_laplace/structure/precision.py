@@ -60,6 +60,20 @@ class Precision(Block):
         """Marginal variances [params]."""
         return self._place(torch.cat([block.variance() for block in self.blocks])).to(self.dtype)
 
+    def covariance_at(self, row: Tensor, col: Tensor) -> Tensor:
+        """Of the blocks; zero between them."""
+        place = torch.empty_like(self.order).index_copy(
+            0, self.order, torch.arange(self.size, device=self.order.device)
+        )
+        row, col = place[row], place[col]
+        found = torch.zeros(len(row), dtype=torch.float64, device=row.device)
+        start = 0
+        for size, block in zip(self.sizes, self.blocks, strict=True):
+            own = (torch.minimum(row, col) >= start) & (torch.maximum(row, col) < start + size)
+            found[own] = block.covariance_at(row[own] - start, col[own] - start).to(found)
+            start += size
+        return found
+
     def to_dense(self) -> Matrix:
         """Lambda [params, params]."""
         dense = torch.block_diag(*(block.to_dense() for block in self.blocks))

@@ -81,6 +81,9 @@ class Sum(SumOverData):
     streams: ClassVar[bool] = False
     """Whether columns may come a few at a time at no price, so that fewer gradients are held."""
 
+    searches: ClassVar[bool] = False
+    """Whether it asks columns for their few entries alone, which are searched for where nothing is factored."""
+
     @classmethod
     @abstractmethod
     def plan(cls, option: Any, anchor: Anchor, prior: Prior, exact: Sequence[str] = (), double: bool = False) -> "Sum":

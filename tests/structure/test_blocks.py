@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import pyro_laplace as pl
+from pyro_laplace.sparse.symmetric import Symmetric
 from pyro_laplace.structure.dense import Dense
 from pyro_laplace.structure.diag import DiagBlock
 from pyro_laplace.structure.dual import Dual
 from pyro_laplace.structure.kron_block import KronBlock
 from pyro_laplace.structure.low_rank_block import LowRankBlock
 from pyro_laplace.structure.precision import Precision
+from pyro_laplace.structure.sparse_block import SparseBlock
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -57,6 +59,13 @@ def dual(strength=1.0):
     return Dual(scale, rows), scale * (torch.eye(5) + rows.T @ rows) * scale[:, None]
 
 
+def arrow(size):
+    """Independent coordinates that each go with the last."""
+    matrix = torch.diag(torch.arange(2.0, 2.0 + size))
+    matrix[-1, :-1] = matrix[:-1, -1] = 0.5
+    return matrix
+
+
 BLOCKS = {
     "dense": lambda: (Dense(positive(5)), positive(5)),
     "badly scaled dense": lambda: (
@@ -73,6 +82,7 @@ BLOCKS = {
     "dual, of strong data": lambda: dual(1e3),
     "dual, without data": lambda: dual(0.0),
     "interleaved blocks": interleaved,
+    "sparse": lambda: (SparseBlock(Symmetric.of_dense(arrow(7))), arrow(7)),
 }
 
 

@@ -82,7 +82,7 @@ def moments(*sites):
 
 
 def test_the_table_has_every_structure():
-    assert set(STRUCTURES) == {"full", "block", "kron", "diag", pl.Kron, pl.LowRank}
+    assert set(STRUCTURES) == {"full", "block", "kron", "diag", "sparse", pl.Kron, pl.LowRank}
 
 
 # --- block ----------------------------------------------------------------------------------------
