@@ -25,8 +25,8 @@ def unit_rows(start: int, stop: int, size: int, like: Tensor) -> Tensor:
     return basis
 
 
-def vmapped(fn: Callable[[Tensor], Any], rows: Tensor) -> Any:
-    """fn of each row at once, without torch's notes on how fast that is, which are no user's to mend."""
+def vmapped(fn: Callable[[Any], Any], rows: Any) -> Any:
+    """fn of each row at once, of a tensor or a tuple of them, without torch's notes on how fast that is."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         return torch.func.vmap(fn)(rows)

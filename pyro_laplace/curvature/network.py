@@ -1,5 +1,7 @@
 """Whether a program is a network, whose curvature is Gauss-Newton's: that of the program linear in its weights."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from pyro_laplace.program.program import Program
 from pyro_laplace.settings import settings
 
 
-def is_network(program: Program, theta: Theta, chunk: Chunk) -> bool:
+def is_network(program: Program, theta: Theta, chunk: Chunk, among: Collection[str] | None = None) -> bool:
     """Whether a predictor of the data has a mixed second derivative between two sites that are no single numbers.
 
     A product of two such sites is what makes a layer upon a layer; a scale times a vector, or a kernel's length, is
@@ -22,11 +24,13 @@ def is_network(program: Program, theta: Theta, chunk: Chunk) -> bool:
         program: the traced program, of few coordinates.
         theta: the point.
         chunk: some data.
+        among: the sites that count, the others held; None means all.
 
     Returns:
         whether it is one.
     """
-    sites = [latent.slice for latent in program.latents.values() if latent.size > 1]
+    chosen = (latent for name, latent in program.latents.items() if among is None or name in among)
+    sites = [latent.slice for latent in chosen if latent.size > 1]
     if len(sites) < 2:
         return False
 

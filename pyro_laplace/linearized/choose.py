@@ -87,7 +87,9 @@ def predictive_models(
 
 
 def bend_of(model: Callable[..., Any], posterior: Any, data: Data) -> float:
-    """The largest `nonlinearity` of a posterior's components; 0 of points."""
+    """The largest `nonlinearity` of a posterior's components; 0 of points, and of one that is the program's own."""
+    if getattr(posterior, "follows_program", False):
+        return 0.0
     components = posterior.components if isinstance(posterior, LaplaceMixture) else [posterior]
     ours = (each for each in components if isinstance(each, AutoLaplace) and each.curvature != "none")
     return max((nonlinearity(model, each, data) for each in ours), default=0.0)

@@ -83,7 +83,8 @@ def refuse_collapse(objective: Objective, part: Theta, on_the_way: bool = False)
                     continue
                 chain = _chain(objective, name, latents, spreads, leaf)
                 said = _message(objective, name, latents, before[name], spreads[name], which)
-                raise Collapse(said + _remedy(objective, name, spreads[name].matrix, chain), latents)
+                said += _remedy(objective, name, spreads[name].matrix, chain)
+                raise Collapse(said + _nested(objective, name, latents, spreads, leaf), latents)
 
 
 def _held_by_prior(objective: Objective, theta: Theta, fall: Theta, latents: list[str], rate: float) -> bool:
@@ -168,6 +169,23 @@ def _chain(objective: Objective, name: str, latents: list[str], spreads: dict[st
     wanted = set(latents)
     steps = [each for each in spreads if each in layout and depends(spreads[each].scale) - {each} == wanted]
     return steps if name in steps and any(depends(spreads[each].loc) & set(steps) for each in steps) else []
+
+
+def _nested(objective: Objective, name: str, latents: list[str], spreads: dict[str, _Spread], leaf: Theta) -> str:
+    """The other remedy: to integrate out what the scales of the program spread, at each value of these scales."""
+    layout = objective.program.layout
+    if name not in layout:
+        return ""
+    hyper = set(latents)
+    for site, spread in spreads.items():
+        (direction,) = torch.autograd.grad(spread.scale.log().sum(), leaf, retain_graph=True, allow_unused=True)
+        if direction is not None:
+            few = {n for n, place in layout.items() if place.stop - place.start <= settings.hyper_coordinates}
+            hyper |= {each for each in few if each != site and bool(direction[layout[each]].any())}
+    if len(hyper) == len(layout):
+        return ""
+    named = [each for each in layout if each in hyper]
+    return f". Or have it integrated out at each value of its scale: pl.fit_nested_laplace(model, data, hyper={named})"
 
 
 def _message(objective: Objective, name: str, latents: list[str], before: _Spread, now: _Spread, which: Tensor) -> str:

@@ -14,7 +14,7 @@ from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import as_data
 from pyro_laplace.posterior.guide import AutoLaplace
-from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.posterior.mixture import WEIGHTS, LaplaceMixture
 from pyro_laplace.posterior.mode_check import report
 from pyro_laplace.posterior.own import own_params
 from pyro_laplace.posterior.search import PosteriorAt, Search
@@ -69,6 +69,11 @@ def update(
     start = time.perf_counter()
     check_option("move", move, (True, False))
     check_option("on_not_a_mode", on_not_a_mode, ("warn", "raise", "ignore"))
+    if isinstance(guide, LaplaceMixture) and guide.weighting not in WEIGHTS:
+        raise InvalidOption(
+            f"update has no step for a {type(guide).__name__}, whose hyper points follow the data: fit all data anew, "
+            "fit_nested_laplace(model, all_data)"
+        )
     if isinstance(guide, LaplaceMixture):
         options = {"move": move, "on_not_a_mode": on_not_a_mode, "progress": progress}
         components = [update(component, data, **options) for component in guide.components]

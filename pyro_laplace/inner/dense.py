@@ -1,0 +1,87 @@
+"""The inner problem by dense exact Hessians, at all hyper points together.
+
+Letters: b rows, i inner coordinates, q hyper coordinates.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyro_laplace.inner.conditional import Conditional
+from pyro_laplace.inner.newton_rows import Modes, search_rows
+from pyro_laplace.inner.problem import Inner, InnerSolved, Memory
+from pyro_laplace.inner.rows import Slopes, slopes
+from pyro_laplace.structure.block import Block
+from pyro_laplace.structure.dense import Dense
+
+
+@dataclass(eq=False)
+class DenseInner(Inner):
+    """Newton's method with dense exact Hessians, all points at once."""
+
+    of: Conditional
+    curvature: str = "hessian"
+    differentiable: bool = True
+    memory: Memory = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with an empty memory."""
+        self.memory = Memory.of(self.of)
+
+    def moved(self, of: Conditional) -> "DenseInner":
+        """From another start."""
+        return DenseInner(of)
+
+    @property
+    def elements(self) -> int:
+        """Of a dense factor."""
+        return self.memory.start.numel() ** 2
+
+    def solve(self, h: Tensor) -> InnerSolved:
+        """From the nearest modes known; where that fails, from the start."""
+        modes = search_rows(self.of, self.memory.nearest(h), h)
+        rows = (~modes.found).nonzero()[:, 0]
+        if len(rows) and len(self.memory.h):
+            modes.put(rows, search_rows(self.of, self.memory.start.expand(len(rows), -1), h[rows]))
+        self.memory.keep(h[modes.found], modes.x[modes.found])
+        return DenseSolved(self.of, h, modes)
+
+
+class DenseSolved(InnerSolved):
+    """By dense Hessians."""
+
+    def __init__(self, of: Conditional, h: Tensor, modes: Modes) -> None:
+        self.of, self.h, self.x, self.modes = of, h, modes.x, modes
+        value = -modes.value + 0.5 * modes.x.shape[1] * math.log(2 * math.pi) - 0.5 * modes.log_det
+        self.value = torch.where(modes.found & value.isfinite(), value, -torch.inf)
+        self._slopes: Slopes | None = None
+
+    @property
+    def slopes(self) -> Slopes:
+        """Derivatives at the modes, made once."""
+        if self._slopes is None:
+            eye = torch.eye(self.x.shape[1]).to(self.x)
+            self._slopes = slopes(self.of, self.x, self.h, eye, self.modes.inverse())
+        return self._slopes
+
+    def gradient(self) -> Tensor:
+        """``d log p / dh - 1/2 (d log det H / dh + (dx* / dh)' d log det H / dx)``."""
+        found = self.slopes
+        moved = self.modes.solve(found.log_det_x.unsqueeze(1))  # H^-1 d log det H / dx
+        along = (found.mixed * moved).sum(-1)
+        gradient = found.log_joint_h - 0.5 * (found.log_det_h + along)
+        return torch.where(self.value.isfinite().unsqueeze(-1), gradient, 0.0)
+
+    def response(self, row: int) -> Tensor:
+        """``H^-1 d^2 log p / dx dh``."""
+        return self.modes.solve(self.slopes.mixed)[row].mT
+
+    def shift(self, row: int) -> Tensor:
+        """``-1/2 H^-1 d log det H / dx``: where the density falls slower on one side, the mean lies on that side."""
+        return -0.5 * self.modes.solve(self.slopes.log_det_x.unsqueeze(1))[row, 0]
+
+    def block(self, row: int) -> Block:
+        """H."""
+        return Dense(self.modes.precision(row))

@@ -1,0 +1,136 @@
+"""Newton's method for the inner modes at many hyper points at once, each row with a damping of its own."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_laplace.inner.conditional import Conditional
+from pyro_laplace.inner.rows import expanded
+from pyro_laplace.settings import settings
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Where searches for inner modes ended.
+
+    Attributes:
+        x: [b, i].
+        value: -log p(y, x | h) [b].
+        scale: square root D of the Hessian's diagonal [b, i].
+        factor: Cholesky factor L of the unit-free Hessian: ``H = D L L' D`` [b, i, i].
+        found: whether each is a mode [b].
+    """
+
+    x: Tensor
+    value: Tensor
+    scale: Tensor
+    factor: Tensor
+    found: Tensor
+
+    @property
+    def log_det(self) -> Tensor:
+        """Of the Hessians [b]."""
+        return 2 * (self.scale.log() + self.factor.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """H^-1 v for each of vectors [b, k, i]."""
+        scaled = (rows / self.scale.unsqueeze(1)).mT
+        return torch.cholesky_solve(scaled, self.factor).mT / self.scale.unsqueeze(1)
+
+    def inverse(self) -> Tensor:
+        """H^-1 [b, i, i]."""
+        return torch.cholesky_inverse(self.factor) / self.scale.unsqueeze(1) / self.scale.unsqueeze(2)
+
+    def put(self, rows: Tensor, other: "Modes") -> None:
+        """Replace some rows by those of another."""
+        for name in ("x", "value", "scale", "factor", "found"):
+            getattr(self, name)[rows] = getattr(other, name)
+
+    def precision(self, row: int) -> Tensor:
+        """H of one row [i, i]."""
+        root = self.scale[row].unsqueeze(-1) * self.factor[row]
+        return root @ root.mT
+
+
+def search_rows(of: Conditional, x: Tensor, h: Tensor, steps: int | None = None) -> Modes:
+    """The modes of ``log p(y, x | h)`` in x.
+
+    Steps are those of Levenberg in unit-free coordinates, undamped where the Hessian is positive definite and the
+    density rises as it promises. A row ends where its Newton decrement is at most the square root of the dtype's eps;
+    the last step, of quadratic convergence, is beyond rounding.
+
+    Args:
+        of: the conditional density.
+        x: where the searches begin [b, i].
+        h: [b, hyper].
+        steps: at most so many; None means `settings.inner_steps`.
+
+    Returns:
+        the modes.
+    """
+    count, size = x.shape
+    eps = torch.finfo(of.program.start.dtype).eps
+    at, x = expanded(of, x, h), x.clone()
+    damping = x.new_zeros(count)
+    best = x.new_full((count,), torch.inf)  # the smallest decrement of each row
+    active = at.value.isfinite()
+    factors, scales = torch.eye(size).to(x).repeat(count, 1, 1), torch.ones_like(x)
+    found = torch.zeros(count, dtype=torch.bool, device=x.device)
+    for number in range(settings.inner_steps if steps is None else steps):
+        rows = active.nonzero()[:, 0]
+        if not len(rows):
+            break
+        scale, factor, positive, step = _stepped(at.hessian[rows], at.gradient[rows], damping[rows])
+        decrement = (-(step * at.gradient[rows]).sum(-1)).clamp(min=0).sqrt()
+        plain = (damping[rows] == 0) & positive
+        factors[rows], scales[rows] = factor, scale
+        end = plain & (decrement <= eps**0.5)
+        stalled = plain & (decrement <= settings.inner_decrement) & (decrement >= 0.5 * best[rows]) & (number > 0)
+        best[rows] = torch.where(plain, decrement.minimum(best[rows]), best[rows])
+        found[rows] |= end | stalled
+        active[rows] &= ~(end | stalled) & (damping[rows] < settings.newton_damping)
+        going = active[rows].nonzero()[:, 0]
+        if not len(going):
+            continue
+        rows, step, decrement = rows[going], step[going], decrement[going]
+        tried = expanded(of, x[rows] + step, h[rows])
+        noise = 4 * eps * at.value[rows].abs()
+        fall = at.value[rows] - tried.value
+        better = tried.value.isfinite() & tried.gradient.isfinite().all(-1)
+        better &= fall >= settings.sufficient_decrease * 0.5 * decrement.square() - noise
+        taken = rows[better]
+        x[taken] += step[better]
+        at.put(taken, tried.at(better))
+        less = damping[taken] / 10
+        damping[taken] = torch.where(less < settings.inner_damping, 0.0, less)
+        worse = rows[~better]
+        damping[worse] = (10 * damping[worse]).clamp(min=settings.inner_damping)
+    return Modes(x, at.value, scales, factors, found)
+
+
+def _stepped(matrices: Tensor, gradients: Tensor, damping: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Damped Newton steps in unit-free coordinates.
+
+    Where a Hessian is not positive definite, by the absolute values of its eigenvalues, so that a saddle repels
+    (Dauphin et al. 2014).
+
+    Returns:
+        D, L with ``H + damping D^2 = D L L' D``, whether that is positive definite, and the steps.
+    """
+    matrices = torch.nan_to_num(matrices, nan=0.0, posinf=0.0, neginf=0.0)
+    diagonal = matrices.diagonal(dim1=-2, dim2=-1).abs()
+    largest = diagonal.amax(-1, keepdim=True) if diagonal.numel() else diagonal
+    scale = torch.maximum(diagonal, 1e-12 * largest).clamp(min=1e-300).sqrt()
+    unit = matrices / scale.unsqueeze(1) / scale.unsqueeze(2)
+    gradients = (gradients / scale).unsqueeze(-1)
+    factor, info = torch.linalg.cholesky_ex(unit + damping[:, None, None] * torch.eye(unit.shape[-1]).to(unit))
+    positive = info == 0
+    step = torch.cholesky_solve(gradients, factor)
+    bad = (~positive).nonzero()[:, 0]
+    if len(bad):
+        values, vectors = torch.linalg.eigh(unit[bad])
+        floor = settings.inner_floor * values.abs().amax(-1, keepdim=True)
+        metric = torch.maximum(values.abs(), floor.clamp(min=1e-300)) + damping[bad].unsqueeze(-1)
+        step[bad] = vectors @ ((vectors.mT @ gradients[bad]) / metric.unsqueeze(-1))
+    return scale, factor, positive, -step[..., 0] / scale

@@ -1,0 +1,248 @@
+"""The conditional log density with its derivatives at many (x, h) at once: by `torch.func.vmap`, or row by row.
+
+Letters: b rows, i inner coordinates, q hyper coordinates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._autodiff import vmapped
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import LinAlgError
+from pyro_laplace._errors import LaplaceError
+from pyro_laplace.inner.conditional import Conditional
+from pyro_laplace.settings import settings
+
+type Row = Callable[..., tuple[Tensor, ...]]
+"""From x [inner], h [hyper] and what else there is of each row to tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Expanded:
+    """Minus the log joint at some rows, with its derivatives in x.
+
+    Attributes:
+        value: -log p(y, x | h) [b]; infinite where it cannot be evaluated.
+        gradient: in x [b, i].
+        hessian: in x [b, i, i].
+    """
+
+    value: Tensor
+    gradient: Tensor
+    hessian: Tensor
+
+    def put(self, rows: Tensor, other: "Expanded") -> None:
+        """Replace some rows by those of another."""
+        for name in ("value", "gradient", "hessian"):
+            getattr(self, name)[rows] = getattr(other, name)
+
+    def at(self, rows: Tensor) -> "Expanded":
+        """Some of the rows."""
+        return Expanded(self.value[rows], self.gradient[rows], self.hessian[rows])
+
+
+def expanded(of: Conditional, x: Tensor, h: Tensor) -> Expanded:
+    """Value, gradient and Hessian in x of minus the log joint.
+
+    Args:
+        of: the conditional density.
+        x: [b, i].
+        h: [b, hyper].
+
+    Returns:
+        the expansion at each row.
+    """
+
+    def row(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        def with_value(at: Tensor) -> tuple[Tensor, Any]:
+            gradient, value = torch.func.grad_and_value(lambda x: -of.log_joint(x, h))(at)
+            return gradient, (gradient, value)
+
+        matrix, (gradient, value) = torch.func.jacrev(with_value, has_aux=True)(x)
+        return value, gradient, matrix
+
+    def by_hand(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            value = -of.log_joint(leaf, h)
+            (gradient,) = _gradients_of(value, (leaf,))
+            matrix = _hessian_rows(gradient, leaf, torch.eye(len(x)).to(x))
+        return value.detach(), gradient.detach(), matrix.detach()
+
+    size = x.shape[1]
+    if not size:
+        return Expanded(-values(of, x, h), x, x.new_zeros(len(x), 0, 0))
+    return Expanded(*_each(row, by_hand, (x, h), [(), (size,), (size, size)], 8 * size * of.data_size))
+
+
+def values(of: Conditional, x: Tensor, h: Tensor) -> Tensor:
+    """``log p(y, x | h)`` at rows x [b, i], h [b, hyper]; minus infinity where it cannot be evaluated."""
+
+    def row(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        return (-of.log_joint(x, h),)
+
+    (found,) = _each(row, row, (x, h), [()], 8 * of.data_size)
+    return -found
+
+
+def prior_values(of: Conditional, h: Tensor) -> Tensor:
+    """``log p(h)`` in hyper coordinates at rows h [b, hyper]; minus infinity where it cannot be evaluated."""
+
+    def row(h: Tensor) -> tuple[Tensor, ...]:
+        return (-of.log_prior(h),)
+
+    (found,) = _each(row, row, (h,), [()], 8 * of.data_size)
+    return -found
+
+
+def prior_gradients(of: Conditional, h: Tensor) -> Tensor:
+    """Gradients of ``log p(h)`` at rows h [b, hyper]."""
+
+    def row(h: Tensor) -> tuple[Tensor, ...]:
+        gradient, value = torch.func.grad_and_value(lambda at: -of.log_prior(at))(h)
+        return value, gradient
+
+    def by_hand(h: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaf = h.detach().requires_grad_()
+            value = -of.log_prior(leaf)
+            (gradient,) = torch.autograd.grad(value, leaf)
+        return value.detach(), gradient
+
+    return -_each(row, by_hand, (h,), [(), (h.shape[1],)], 8 * of.data_size)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """Derivatives at inner modes by which these and log det H follow h.
+
+    Attributes:
+        log_joint_h: of log p(y, x | h) in h [b, q].
+        log_det_x: of ``sum_ij W_ij H_ij`` in x [b, i].
+        log_det_h: of the same in h [b, q].
+        mixed: ``d^2 log p / dh dx`` [b, q, i].
+    """
+
+    log_joint_h: Tensor
+    log_det_x: Tensor
+    log_det_h: Tensor
+    mixed: Tensor
+
+
+def slopes(of: Conditional, x: Tensor, h: Tensor, seeds: Tensor, weights: Tensor) -> Slopes:
+    """Gradients of the log joint and of ``sum_c w_c' H(x, h) d_c``, H being minus its Hessian in x.
+
+    With ``D = I`` and ``W = H^-1`` at the point the latter is the gradient of log det H, of third derivatives. Of a
+    sparse H a few columns D do, sums of unit vectors whose entries of H fall apart.
+
+    Args:
+        of: the conditional density.
+        x: [b, i].
+        h: [b, q].
+        seeds: D' [c, i].
+        weights: W' [b, c, i].
+
+    Returns:
+        the slopes.
+    """
+    (size, hyper), unit = (x.shape[1], h.shape[1]), torch.eye(h.shape[1]).to(h)
+
+    def curved(x: Tensor, h: Tensor, weights: Tensor) -> Tensor:
+        pull = torch.func.vjp(torch.func.grad(lambda at: -of.log_joint(at, h)), x)[1]
+        return (torch.func.vmap(lambda row: pull(row)[0])(seeds) * weights).sum()
+
+    def row(x: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        of_x, of_h = torch.func.grad(curved, argnums=(0, 1))(x, h, weights)
+        first, pull = torch.func.vjp(lambda at: torch.func.grad(of.log_joint, argnums=1)(at, h), x)[:2]
+        return first, of_x, of_h, torch.func.vmap(lambda row: pull(row)[0])(unit)
+
+    def by_hand(x: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            x, h = x.detach().requires_grad_(), h.detach().requires_grad_()
+            of_x, of_h = _gradients_of(of.log_joint(x, h), (x, h))
+            third = _gradients_of(-(_hessian_rows(of_x, x, seeds) * weights).sum(), (x, h))
+            mixed = _hessian_rows(of_h, x, unit)
+        return of_h.detach(), *(each.detach() for each in third), mixed.detach()
+
+    if not size:
+        return Slopes(_first_slopes(of, x, h), torch.zeros_like(x), torch.zeros_like(h), x.new_zeros(len(x), hyper, 0))
+    shapes = [(hyper,), (size,), (hyper,), (hyper, size)]
+    found = _each(row, by_hand, (x, h, weights), shapes, 16 * (len(seeds) + hyper) * of.data_size)
+    return Slopes(found[0], found[1], found[2], found[3])
+
+
+def _first_slopes(of: Conditional, x: Tensor, h: Tensor) -> Tensor:
+    def row(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        return (torch.func.grad(of.log_joint, argnums=1)(x, h),)
+
+    def by_hand(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaf = h.detach().requires_grad_()
+            return (_gradients_of(of.log_joint(x, leaf), (leaf,))[0].detach(),)
+
+    return _each(row, by_hand, (x, h), [(h.shape[1],)], 8 * of.data_size)[0]
+
+
+def _gradients_of(value: Tensor, leaves: tuple[Tensor, ...], along: Tensor | None = None) -> list[Tensor]:
+    """Gradients that keep the graph; zero where the value does not depend on a leaf."""
+    if not value.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    grads = torch.autograd.grad(value, leaves, along, create_graph=True, allow_unused=True)
+    return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
+
+
+def _hessian_rows(gradient: Tensor, leaf: Tensor, vectors: Tensor) -> Tensor:
+    """``v' d gradient / d leaf`` for vectors v [v, n], with the graph."""
+    if not gradient.requires_grad:
+        return vectors.new_zeros(len(vectors), *leaf.shape)
+    try:
+        (found,) = torch.autograd.grad(
+            gradient, leaf, vectors, create_graph=True, allow_unused=True, is_grads_batched=True
+        )
+    except RuntimeError:  # of a function without a batching rule
+        return torch.stack([_gradients_of(gradient, (leaf,), vector)[0] for vector in vectors])
+    return vectors.new_zeros(len(vectors), *leaf.shape) if found is None else found
+
+
+def _each(
+    row: Row, by_hand: Row, rows: tuple[Tensor, ...], shapes: list[tuple[int, ...]], elements: int
+) -> tuple[Tensor, ...]:
+    """`row` of each row, in chunks of bounded memory; where vmap cannot run it, or one fails, each by itself.
+
+    Returns:
+        the results, rows first. The first one of a row that fails is infinite, the others are zero.
+
+    Raises:
+        RuntimeError: of the program's own, which a single row shows too.
+        ValueError: likewise.
+    """
+    step = max(1, settings.pass_elements // max(1, elements))
+    parts = []
+    with undisturbed(), torch.no_grad():
+        for start in range(0, len(rows[0]), step):
+            chunk = tuple(each[start : start + step] for each in rows)
+            try:
+                alone = len(chunk[0]) == 1  # plain autograd takes half of the time that a vmap of one row does
+                parts.append(_alone(by_hand, chunk, shapes) if alone else vmapped(lambda args: row(*args), chunk))
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                if isinstance(error, LaplaceError) or len(chunk[0]) == 1:
+                    raise
+                parts.append(_alone(by_hand, chunk, shapes))
+    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+
+
+def _alone(by_hand: Row, rows: tuple[Tensor, ...], shapes: list[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    found = []
+    for arguments in zip(*rows, strict=True):
+        try:
+            found.append(by_hand(*arguments))
+        except (LinAlgError, ValueError) as error:  # of a matrix, or parameters, that a distribution refuses
+            if isinstance(error, LaplaceError):
+                raise
+            zero = (rows[0].new_zeros(shape) for shape in shapes)
+            found.append(tuple(torch.full_like(z, torch.inf) if i == 0 else z for i, z in enumerate(zero)))
+    return tuple(torch.stack(each) for each in zip(*found, strict=True))

@@ -1,0 +1,116 @@
+"""The hyper sites' posterior as weighted points, and the inner approximation at each."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_laplace.inner.problem import InnerSolved
+from pyro_laplace.nested.grid import Weighted, by_weighted_draws, on_grid, smoothing_kernel
+from pyro_laplace.nested.guide import HyperPoint, OuterPosterior
+from pyro_laplace.nested.surface import HyperMode, HyperSurface
+from pyro_laplace.settings import settings
+
+
+def by_grid(surface: HyperSurface, mode: HyperMode) -> OuterPosterior:
+    """On a grid over up to `settings.grid_coordinates` coordinates, else at weighted quasi-random points."""
+    few = len(mode.h) <= settings.grid_coordinates
+    return _mixed(surface, (on_grid if few else by_weighted_draws)(surface, mode), "grid")
+
+
+def by_laplace(surface: HyperSurface, mode: HyperMode) -> OuterPosterior:
+    """A Gaussian around the mode, at quasi-random points of equal weight."""
+    size = len(mode.h)
+    sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=0)
+    uniform = sobol.draw(settings.outer_points, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+    h = mode.place(torch.special.ndtri(uniform).to(mode.h))
+    log_evidence = mode.value + 0.5 * size * math.log(2 * math.pi) + mode.log_volume
+    return _mixed(surface, _equally(surface, h, log_evidence), "laplace")
+
+
+def by_draws(surface: HyperSurface, mode: HyperMode, draw: Callable[[], Tensor]) -> OuterPosterior:
+    """At draws of the hyper sites' posterior, of equal weight; the evidence by bridge sampling from a Gaussian."""
+    h = draw()
+    even = torch.linspace(0, len(h) - 1, min(len(h), settings.outer_points)).round().long().unique()
+    return _mixed(surface, _equally(surface, h[even], _bridge(surface, h)), "nuts")
+
+
+def _equally(surface: HyperSurface, h: Tensor, log_evidence: float) -> Weighted:
+    points = surface.at(h)
+    rows = points.value.isfinite().nonzero()[:, 0]
+    weights = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device=h.device)
+    kernel = smoothing_kernel(h[rows], weights)
+    return Weighted([points], torch.zeros_like(rows), rows, weights, log_evidence, kernel)
+
+
+def _bridge(surface: HyperSurface, h: Tensor) -> float:
+    """Log of the surface's integral, from draws of it and of a Gaussian, by the optimal bridge (Meng and Wong 1996)."""
+    fitted, used = h[::2], h[1::2][: settings.outer_points]
+    gaussian = torch.distributions.MultivariateNormal(fitted.mean(0), fitted.mT.cov().reshape(h.shape[1], h.shape[1]))
+    others = gaussian.sample((len(used),))
+    ratio, other = (surface.at(rows).value - gaussian.log_prob(rows) for rows in (used, others))
+    log_evidence = float(ratio.median())
+    for _ in range(settings.bisections):
+        above = (other - torch.logaddexp(other, other.new_tensor(log_evidence))).logsumexp(0)
+        below = (-torch.logaddexp(ratio, ratio.new_tensor(log_evidence))).logsumexp(0)
+        log_evidence = float(above - below)
+    return log_evidence
+
+
+def _mixed(surface: HyperSurface, found: Weighted, kind: str) -> OuterPosterior:
+    """The mixture over the points: a kernel around each, and the points drawn together so that the spread stays.
+
+    With S the weighted covariance of the points, ``A S A' + K = S`` (West 1993, "Approximating posterior distributions
+    by mixtures").
+
+    Returns:
+        the mixture.
+    """
+    found = _thinned(found, surface)
+    h = torch.stack([found.points[i].h[j] for i, j in _places(found)])
+    mean = found.weights @ h
+    covariance = ((h - mean) * found.weights.unsqueeze(-1)).mT @ (h - mean)
+    root = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(root, found.kernel, upper=False)
+    white = torch.linalg.solve_triangular(root, white.mT, upper=False)
+    values, vectors = torch.linalg.eigh((white + white.mT) / 2)  # of L^-1 K L'^-1
+    values = values.clamp(max=settings.kernel_most)
+    shrink = root @ (vectors * (1 - values).sqrt()) @ vectors.mT
+    shrink = torch.linalg.solve_triangular(root, shrink, upper=False, left=False)
+    kernel = root @ vectors * values.sqrt()
+    kernel = torch.linalg.cholesky(kernel @ kernel.mT)
+    points = []
+    for i, j in _places(found):
+        batch = found.points[i]
+        center = mean + shrink @ (batch.h[j] - mean)
+        points.append(_hyper_point(batch.solved, j, center, float(batch.value[j])))
+    return OuterPosterior(points, found.weights, kernel, found.log_evidence, kind, surface.failures)
+
+
+def _places(found: Weighted) -> list[tuple[int, int]]:
+    return list(zip(found.batch.tolist(), found.row.tolist(), strict=True))
+
+
+def _hyper_point(solved: InnerSolved, row: int, center: Tensor, value: float) -> HyperPoint:
+    h, x = solved.h[row], solved.x[row]
+    response = solved.response(row)
+    if not len(x):
+        return HyperPoint(h, value, center, x, response, None)
+    block, shift = solved.block(row), solved.shift(row)
+    # first-order: where it is not small, the series it begins says nothing
+    size = float(block.whiten(shift.unsqueeze(0)).norm()) / len(x) ** 0.5
+    shift = shift * min(1.0, settings.shift_most / max(size, 1e-300))
+    return HyperPoint(h, value, center, x + shift + response @ (center - h), response, block)
+
+
+def _thinned(found: Weighted, surface: HyperSurface) -> Weighted:
+    """As many of the points as memory holds, by systematic resampling."""
+    most = max(settings.outer_fewest, settings.outer_elements // max(1, surface.inner.elements))
+    if len(found.weights) <= most:
+        return found
+    levels = (torch.arange(most, dtype=torch.float64) + 0.5) / most
+    chosen = torch.searchsorted(found.weights.cumsum(0), levels).clamp(max=len(found.weights) - 1)
+    unique, count = chosen.unique(return_counts=True)
+    weights = count.double() / most
+    return Weighted(found.points, found.batch[unique], found.row[unique], weights, found.log_evidence, found.kernel)

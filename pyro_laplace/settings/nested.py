@@ -1,0 +1,134 @@
+"""Steps, tolerances and sizes of nested Laplace approximations."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Nested:
+    """Of the inner modes, and of the points at which they are searched for."""
+
+    inner_steps: int = 60
+    """Most steps of one inner search: Newton's method from a neighbour's mode takes two to five."""
+
+    inner_steps_network: int = 300
+    """The same in a network, whose density has ridges."""
+
+    inner_damping: float = 1e-3
+    """Least damping, in unit-free coordinates: what is smaller is none."""
+
+    inner_floor: float = 1e-4
+    """Least of the eigenvalues by which a saddle is left, relative to the largest: no direction is taken for flat."""
+
+    inner_decrement: float = 1e-4
+    """Newton decrement at which an inner search that gains no more has ended: rounding is all that is left."""
+
+    inner_memory: int = 512
+    """Inner modes that are remembered, to begin the next searches with."""
+
+    inner_draws: int = 32
+    """Points around the start from which the first of a network's inner modes is searched for."""
+
+    inner_starts: int = 8
+    """Modes known from which a network's inner mode is searched for, at each hyper point."""
+
+    hyper_coordinates: int = 6
+    """Coordinates up to which `hyper="auto"` takes a site for a hyper site: four scales' correlations are six."""
+
+    hyper_step: float = 1e-3
+    """Step, in unconstrained hyper coordinates, of differences of gradients."""
+
+    hyper_compass: float = 0.1
+    """Shortest step of a search by values alone: a grid need not begin at the very mode."""
+
+    hyper_broad: float = 1.0
+    """Sd in a hyper coordinate that is believed of a quadratic through values, at most."""
+
+    hyper_step_rough: float = 0.25
+    """The same of differences of values, and in single precision."""
+
+    hyper_steps: int = 60
+    """Most Newton steps to the hyper sites' mode."""
+
+    hyper_decrement: float = 1e-2
+    """Newton decrement at which they end: a hundredth of a posterior sd from the mode is where a grid may lie."""
+
+    hyper_flat: float = 1e-4
+    """Curvature below which the hyper sites' posterior is flat: its sd would be 100, in the logarithm of a scale."""
+
+    hyper_reach: float = 3.0
+    """Longest step in a hyper coordinate."""
+
+    hyper_far: float = 60.0
+    """Distance from the start, in the logarithm of a scale, beyond which a hyper site has run away."""
+
+    hyper_look: float = 1.5
+    """Move of each hyper coordinate, from the start, at which is looked for a better one where that is cheap."""
+
+    grid_coordinates: int = 3
+    """Hyper coordinates up to which there is a grid: over four it has a thousand points."""
+
+    grid_step: float = 0.3
+    """Step of a grid in posterior sd, for each hyper coordinate: at three the trapezoid rule is still right to 1e-8."""
+
+    grid_drop: float = 7.0
+    """Nats below the highest point up to which a grid goes on."""
+
+    grid_drop_line: float = 16.0
+    """The same along a single coordinate, where points are few: the evidence is then right to 1e-6."""
+
+    grid_kept: float = 9.0
+    """Nats below the highest point beyond which a point is let go."""
+
+    grid_points: int = 700
+    """Points within `grid_drop` beyond which a grid is made coarser."""
+
+    grid_most: int = 3_000
+    """Points at which a grid ends."""
+
+    grid_fewest: int = 9
+    """Points within `grid_drop` along one coordinate below which a grid is made finer; threefold for each further."""
+
+    grid_again: int = 4
+    """Times that a grid may be made."""
+
+    grid_kernel: float = 0.5
+    """Sd of the kernel around a grid's points, in steps: their sum is then flat to 1.4%."""
+
+    design_points: int = 512
+    """Quasi-random points of a round, over more coordinates than a grid is for."""
+
+    design_rounds: int = 6
+    """Most rounds."""
+
+    design_effective: float = 250.0
+    """Effective number of points at which the rounds end: means are then right to a tenth of an sd."""
+
+    design_freedom: float = 7.0
+    """Degrees of freedom of their density: tails heavier than a posterior's are safe."""
+
+    design_look: float = 1.5
+    """Distance, in posterior sd, at which the drop on each side of an axis tells the density's scale there."""
+
+    design_scale: float = 3.0
+    """Largest of these scales, and one over the least."""
+
+    outer_points: int = 256
+    """Points of `outer="laplace"` and `outer="nuts"` that the guide keeps."""
+
+    outer_elements: int = 2**24
+    """Entries of inner precisions that a guide may hold in all."""
+
+    outer_fewest: int = 30
+    """Points that it holds all the same."""
+
+    outer_draws: int = 1_000
+    """Draws of `outer="nuts"`."""
+
+    outer_warmup: int = 300
+    """Draws before these."""
+
+    kernel_most: float = 0.5
+    """Most of the hyper sites' variance, in any direction, that is that of the kernel around the points."""
+
+    shift_most: float = 0.3
+    """Largest distance of the inner mean from the mode, in sd a coordinate, up to which that formula holds."""
