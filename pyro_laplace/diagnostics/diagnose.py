@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -18,12 +19,13 @@ from pyro_laplace.diagnostics.case import Case, heaviest
 from pyro_laplace.diagnostics.determined import AtMode, Determined
 from pyro_laplace.diagnostics.diagnosis import Diagnosis
 from pyro_laplace.diagnostics.drawn import Drawn, program_at, refuse_without_density
-from pyro_laplace.diagnostics.verdict import Findings, next_step, verdict_of
+from pyro_laplace.diagnostics.verdict import TRUSTED, Findings, next_step, verdict_of
 from pyro_laplace.draws.draws import PosteriorDraws
 from pyro_laplace.draws.over_draws import View
 from pyro_laplace.linearized.choose import bend_of, predictive_model
 from pyro_laplace.linearized.program import LinearizedProgram
 from pyro_laplace.nested.guide import NestedLaplace
+from pyro_laplace.nested.hyper import PREDICTOR, PRIOR, find_hyper
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.program.sites import unpack
@@ -40,9 +42,9 @@ def diagnose(
     at most 0.7 they can be trusted, and the verdict is what they say: "wrong" if they move a mean by more than 0.3
     posterior standard deviations, or change a standard deviation by a factor of 1.3, of a site or of its unconstrained
     coordinates; else "trusted". Where k is larger, or few draws count, draws with heavier tails and matched moments
-    (`importance_resample`) are asked, and the verdict is "wrong" if these can be trusted and say so, or if the gradients
-    of the log joint say that the mass is elsewhere; else "unsure". It starts with 1,000 draws and doubles them until
-    the verdict is clear or `max_draws` are spent.
+    (`importance_resample`) are asked, and the verdict is "wrong" if these can be trusted and say so, or if the
+    gradients of the log joint say that the mass is elsewhere; else "unsure". It starts with 1,000 draws and doubles
+    them until the verdict is clear or `max_draws` are spent.
 
     It inspects alone: the random state is afterwards what it was, and the same posterior has the same verdict.
 
@@ -81,7 +83,7 @@ def diagnose(
         at_mode = _at_mode(guide, case.loop)
         found = Findings(own, corrected, far, at_mode, bends, linearized, preconditions=ours, dense=dense)
         verdict, reason = verdict_of(found)
-        step, advice = next_step(verdict, found)
+        step, advice = next_step(verdict, found, () if verdict == TRUSTED else _hyper_sites(case))
         return Diagnosis(
             verdict=verdict,
             subject=_subject(model, case),
@@ -112,6 +114,17 @@ def _bends(model: Callable[..., Any], case: Case) -> bool:
     if small and not is_network(program, program.start, next(case.loop.chunks())):
         return False
     return bend_of(model, guide, case.data) > settings.linear
+
+
+def _hyper_sites(case: Case) -> tuple[str, ...]:
+    """Sites that nested Laplace would explore, of a hierarchy; none of what is no hierarchy, or is nested already."""
+    if isinstance(case.guide, NestedLaplace) or case.loop.program.nesting is not None or heaviest(case.guide) is None:
+        return ()
+    with suppress(InvalidOption):  # there are none
+        found = find_hyper(case.loop.program, next(case.loop.chunks()))
+        if any(reason.kind in (PRIOR, PREDICTOR) for reason in found.values()) and len(found) < len(case.random):
+            return tuple(found)
+    return ()
 
 
 def _at_mode(guide: Any, loop: Loop) -> AtMode | None:

@@ -11,8 +11,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from pyro_laplace._autodiff import jvp
 from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import load_forward_mode
 from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace.curvature.root import Information, Root
 from pyro_laplace.likelihood import Likelihood
@@ -123,10 +123,11 @@ def _of_parameters(information: Information, site: Site, weight: Tensor, moving:
     def negative(steps: Tensor) -> Tensor:
         return -(likelihood.distribution(eta + steps * unit).log_prob(value) * weight).sum()
 
+    load_forward_mode()
     worst, zero = 1.0, torch.zeros_like(eta)
     for number in moving:
         along = zero.index_fill(-1, torch.tensor([number], device=eta.device), 1.0)
-        products = jvp(torch.func.grad(negative), zero, along)[1]
+        products = torch.func.jvp(torch.func.grad(negative), (zero,), (along,))[1]
         observed = products[..., number]
         ratio = float(observed.sum()) / total
         error = float((observed - ratio * weights).square().sum().sqrt()) / total

@@ -61,6 +61,32 @@ class LaplaceTransform(Transform):
         return operation(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
+class LaplaceNormal(dist.TransformedDistribution):
+    """The Gaussian of a posterior over theta, with the moments that Pyro's `MultivariateNormal` has."""
+
+    @property
+    def mean(self) -> Theta:
+        """The mode, [params]."""
+        return self._moved.loc
+
+    @property
+    def variance(self) -> Theta:
+        """Marginal variances, [params]."""
+        return self._moved.precision.variance().to(self.mean)
+
+    @property
+    def covariance_matrix(self) -> Matrix:
+        """Dense, [params, params]."""
+        loc = self._moved.loc
+        eye = torch.eye(len(loc), dtype=torch.float64, device=loc.device)
+        return self._moved.precision.solve(eye).to(loc)
+
+    @property
+    def _moved(self) -> LaplaceTransform:
+        (transform,) = self.transforms
+        return transform
+
+
 class AutoLaplace(AutoContinuous):
     """A Gaussian posterior in unconstrained space around a mode, made by `fit_laplace`.
 
@@ -149,6 +175,10 @@ class AutoLaplace(AutoContinuous):
         """The map from white noise to the random coordinates of theta."""
         return LaplaceTransform(self.loc, self.precision)
 
+    def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """A `LaplaceNormal`, the distribution of the random coordinates of theta; the arguments are ignored."""
+        return LaplaceNormal(self.get_base_dist(), self.get_transform())
+
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Theta, Theta]:
         return self.loc, self.precision.variance().sqrt().to(self.loc)
 
@@ -168,8 +198,18 @@ class AutoLaplace(AutoContinuous):
     @property
     def covariance(self) -> Matrix:
         """Posterior covariance of the random coordinates of theta, dense [params, params]."""
-        eye = torch.eye(self.latent_dim, dtype=torch.float64, device=self.loc.device)
-        return self.precision.solve(eye).to(self.loc)
+        return self.get_posterior().covariance_matrix
+
+    @property
+    def scale(self) -> Theta:
+        """Marginal standard deviations of the random coordinates of theta [params], as Pyro's guides have them."""
+        return self._loc_scale()[1]
+
+    @property
+    def scale_tril(self) -> Matrix:
+        """Cholesky factor of their correlation matrix, dense [params, params], as Pyro's guides have it."""
+        scale = self.scale
+        return torch.linalg.cholesky(self.covariance / scale / scale.unsqueeze(-1))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site of the program; the arguments are ignored."""

@@ -64,6 +64,10 @@ def test_a_funnel_is_wrong():
     assert found.verdict == "wrong"
     assert found.khat > 0.7
     assert "'tau'" in found.reason
+    assert found.next_step == "pl.fit_nested_laplace(model, data, hyper=['tau'])"
+    case = schools()
+    nested = eval(found.next_step, {"pl": pl, "model": case.model, "data": case.data})
+    assert pl.diagnose(case.model, nested, case.data).verdict == "trusted"
 
 
 def hidden_funnel(y):

@@ -189,7 +189,7 @@ def test_an_improper_prior_is_never_sampled():
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_preconditioning_takes_fewer_steps_on_a_badly_scaled_posterior():
-    """A quarter of the evaluations, a twentieth of them for each effective draw (measured with longer chains: 500 of 2,880, 22 of 1,130)."""
+    """A quarter of the evaluations, a twentieth of them for each effective draw."""
     case = badly_scaled()
     guide = pl.fit_laplace(case.model, case.data, progress=False)
     evaluations, effective = [], []

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import pyro_laplace as pl
+
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -27,3 +29,5 @@ def test_readme_example_runs():
     error = (names["draws"].mean(0) - target).square().mean()
     assert error < 0.75 * target.var()  # the network explains what a linear fit of these data does, about half
     assert torch.isfinite(names["draws"]).all()
+    program, data = names["schools"], (names["standard_error"], names["effect"])
+    assert pl.diagnose(program, names["nested"], data).verdict == "trusted"
