@@ -32,7 +32,7 @@ class Evidence:
     ``(theta* - m)' H_prior (theta* - m)`` of theta* around the prior's mean.
 
     Attributes:
-        value: the log evidence [], differentiable in the `pyro.param`s that the store holds, theta held.
+        value: the log evidence [], differentiable in the pyro.params that the store holds, theta held.
         log_lik: ``log p(y | theta*)`` of all data [].
         log_prior: ``log p(theta*)`` of the random coordinates, log-Jacobian included [].
         log_volume: ``P/2 log 2 pi - 1/2 log det Lambda`` [], of the posterior.
@@ -89,7 +89,7 @@ def log_evidence(
     """Laplace's log evidence of a posterior, with its terms, as a function of the hyperparameters.
 
     Theta is held at the guide's mode, and so are its random coordinates, structure and curvature. Hyperparameters are
-    `pyro.param`s at the values that the param store holds now, which may be others than the guide was built at: so the
+    pyro.params at the values that the param store holds now, which may be others than the guide was built at: so the
     evidence of other values is had by setting them, and its gradient by ``evidence.value.backward()``, which adds to
     the ``.grad`` of ``pyro.param(name).unconstrained()``. Of a guide that was made with ``keep=False`` the values are
     its own.
@@ -102,7 +102,7 @@ def log_evidence(
         guide: its posterior, from `fit_laplace`, `maximize_evidence` or `tune`.
         data: the data that it was fitted to.
         hyperparameters: what `value` is differentiable in: "auto", those of the random sites' priors and of noise, or
-            names and globs of `pyro.param`s.
+            names and globs of pyro.params.
         progress: whether a pass that lasts shows a progress bar.
 
     Returns:

@@ -49,12 +49,12 @@ def maximize_evidence(
     model goes: exactly for linear-Gaussian programs, which take one round.
 
     Args:
-        model: a Pyro program with hyperparameters: `pyro.param`s that priors depend on, and noise.
+        model: a Pyro program with hyperparameters: pyro.params that priors depend on, and noise.
         data: a batch (tuple, dict or tensor), or a re-iterable of batches.
         map_guide: an `AutoDelta` at the mode under the values that the store holds, or a mapping of site values; None
             fits it first.
         hyperparameters: "auto", those that the priors of random sites depend on and those that enter a distribution's
-            dispersion and not its location; or names and globs of `pyro.param`s. Never a network's weights.
+            dispersion and not its location; or names and globs of pyro.params. Never a network's weights.
         method: "posthoc", after training.
         refit: True finds the mode of the random sites again under each new prior, the others held; False leaves it
             where it is; "auto" finds it again where no site is held and the program is small: at most `settings.small`

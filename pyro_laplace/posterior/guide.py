@@ -106,7 +106,7 @@ class AutoLaplace(AutoContinuous):
         likelihood_sum: the likelihood's curvature summed over data, of which `precision` was made; None where it was
             larger than `settings.keep_sum_bytes`.
         prior: the prior's curvature; None where there is no posterior density, but a point.
-        hyperparameters: the `pyro.param`s of priors and noise, at the values that it was built at and is used at.
+        hyperparameters: the pyro.params of priors and noise, at the values that it was built at and is used at.
         jacobian: whether the mode is that of the density of theta, or of the constrained values.
         path: the steps of the search for these; empty where `fit_laplace` took them as they were.
     """

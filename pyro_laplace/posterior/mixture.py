@@ -107,7 +107,7 @@ class LaplaceMixture(AutoGuide):
 
     @property
     def hyperparameters(self) -> Values:
-        """The `pyro.param`s of priors and noise, at the values that all components were built at."""
+        """The pyro.params of priors and noise, at the values that all components were built at."""
         return self.components[0].hyperparameters
 
     @property

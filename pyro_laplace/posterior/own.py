@@ -18,7 +18,7 @@ _TOLD: WeakSet[AutoLaplace] = WeakSet()
 
 
 def own_params(model: Callable[..., Any], posterior: Any) -> Values:
-    """The `pyro.param`s that a posterior is used at, in place of those that the store has.
+    """The pyro.params that a posterior is used at, in place of those that the store has.
 
     Of a posterior that was built at the store's values it is said, once, where these have changed since.
 

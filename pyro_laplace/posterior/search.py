@@ -122,7 +122,7 @@ class Search:
         return sum_over_data(self.loop, anchor, self.curvature, self.structure, **options)
 
     def at(self, theta: Theta, params: Values) -> "Search":
-        """The same of the program at another start and other values of `pyro.param`s."""
+        """The same of the program at another start and other values of pyro.params."""
         return replace(self, loop=self.loop.at(theta, params))
 
     def under(self, theta: Theta, likelihood: LikelihoodSum, prior: Prior) -> PosteriorAt:
@@ -139,7 +139,7 @@ class Search:
         Args:
             found: the posterior.
             mode: the same point, judged.
-            hyperparameters: values of the `pyro.param`s that it was built at.
+            hyperparameters: values of the pyro.params that it was built at.
 
         Returns:
             the guide.
@@ -202,6 +202,27 @@ class Search:
     def mode_again(self) -> tuple[Theta, Stopped]:
         """The mode of the random coordinates, from the program's start; the others stay."""
         return self._minimised(self.loop.program.start, self.index)
+
+    def unlike_passes(self, theta: Theta) -> str | None:
+        """What to do about data that are others at each pass, which have no mode; None where they are the same.
+
+        Args:
+            theta: where two passes are compared.
+
+        Returns:
+            the remedy, with what was seen.
+        """
+        if self.loop.data.one_batch:
+            return None
+        objective = self.objective(theta, self.index)
+        one, other = (-float(objective.value_and_gradient(objective.start)[0]) for _ in range(2))
+        if abs(one - other) <= settings.same_data * max(1.0, abs(one)):
+            return None
+        return (
+            f"give the same data at each pass: two of them had log joints of {one:.6g} and {other:.6g} at this point, "
+            "as with a DataLoader whose sampler draws at random, that drops its last batch after shuffling "
+            "(drop_last=True), or that augments. DataLoader(dataset, batch_size) has neither"
+        )
 
     def gauss_newton(self, found: PosteriorAt) -> PosteriorAt:
         """Steps Lambda^-1 g with backtracking, until the decrement says that this is a mode."""

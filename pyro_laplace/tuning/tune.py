@@ -64,7 +64,7 @@ def tune(
     trial is a posterior of that sum and its predictions, without a pass over the training data.
 
     Args:
-        model: a Pyro program with hyperparameters: `pyro.param`s that priors depend on, and noise.
+        model: a Pyro program with hyperparameters: pyro.params that priors depend on, and noise.
         data: a batch (tuple, dict or tensor), or a re-iterable of batches.
         validation_data: held-out data of the same kind, observed values included, which the mode was not fitted to.
             None splits a share of `data` off, finds the mode on the rest, tunes there, and gives the posterior of all
