@@ -102,7 +102,6 @@ def by_weighted_draws(surface: HyperSurface, mode: HyperMode) -> Weighted:
     Returns:
         the points.
     """
-    len(mode.h)
     proposals: list[_TwoPiece] = [_two_piece(surface, mode)]
     batches = [surface.at(proposals[0].draw(settings.design_points, 0))]
     while True:

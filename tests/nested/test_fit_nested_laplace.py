@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +134,15 @@ def test_hierarchies_are_right_from_defaults(name, monkeypatch):
 # --- the guide --------------------------------------------------------------------------------------
 
 
+@cache
+def fitted() -> pl.NestedLaplace:
+    return pl.fit_nested_laplace(groups, (GROUP, Y), progress=False)
+
+
 @pytest.fixture
 def guide(double) -> pl.NestedLaplace:
-    return pl.fit_nested_laplace(groups, (GROUP, Y), progress=False)
+    """One for all tests that only look at it."""
+    return fitted()
 
 
 def test_is_a_guide_for_pyro_and_for_this_package(guide):
