@@ -21,9 +21,14 @@ from pyro_laplace.diagnostics.importance import ImportanceDraws, importance_resa
 from pyro_laplace.evidence.evidence import Evidence, log_evidence
 from pyro_laplace.evidence.maximize import maximize_evidence
 from pyro_laplace.inference import fit_nuts, fit_svi
+from pyro_laplace.io.load import load
+from pyro_laplace.io.save import save
 from pyro_laplace.linearized.predictor import LinearizedPredictive
 from pyro_laplace.linearized.program import linearize
 from pyro_laplace.mode.fit_map import fit_map
+from pyro_laplace.nested.fit import fit_nested_laplace
+from pyro_laplace.nested.guide import NestedLaplace
+from pyro_laplace.nested.marginal import LaplaceMarginal, laplace_marginal
 from pyro_laplace.nn import bayesianize
 from pyro_laplace.posterior.fit import fit_laplace
 from pyro_laplace.posterior.guide import AutoLaplace
@@ -54,10 +59,12 @@ __all__ = [
     "InvalidOption",
     "Kron",
     "LaplaceError",
+    "LaplaceMarginal",
     "LaplaceMixture",
     "LaplaceWarning",
     "LinearizedPredictive",
     "LowRank",
+    "NestedLaplace",
     "NotAMode",
     "NotAModeWarning",
     "Predictive",
@@ -69,15 +76,19 @@ __all__ = [
     "diagnose",
     "fit_laplace",
     "fit_map",
+    "fit_nested_laplace",
     "fit_nuts",
     "fit_svi",
     "importance_resample",
     "init_to_start",
+    "laplace_marginal",
     "linearize",
+    "load",
     "log_evidence",
     "maximize_evidence",
     "nn",
     "plots",
+    "save",
     "scores",
     "settings",
     "to_datatree",
