@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,9 +28,16 @@ def unit_rows(start: int, stop: int, size: int, like: Tensor) -> Tensor:
 
 def vmapped(fn: Callable[[Any], Any], rows: Any) -> Any:
     """fn of each row at once, of a tensor or a tuple of them, without torch's notes on how fast that is."""
+    with without_speed_notes():
+        return torch.func.vmap(fn)(rows)
+
+
+@contextmanager
+def without_speed_notes() -> Iterator[None]:
+    """Inside, torch does not warn of operations that it runs row by row: that is no user's to mend."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        return torch.func.vmap(fn)(rows)
+        yield
 
 
 def jvp(fn: Callable[[Tensor], Any], theta: Theta, tangent: Theta) -> tuple[Any, Any]:

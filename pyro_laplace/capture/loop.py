@@ -90,7 +90,7 @@ class Loop:
             first = batch if first is None else first
             count = cut.rows(batch, first)
             usual = count if usual is None else usual
-            if pending and (count is None or rows + count > cut.limit):
+            if pending and (count is None or rows + count > cut.limit or not cut.alike(pending[-1], batch)):
                 yield len(pending), self._chunk(cut.join(pending), usual)
                 pending, rows = [], 0
             if count is None:

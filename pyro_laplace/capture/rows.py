@@ -57,6 +57,15 @@ class Cut:
         )  # fmt: skip
         return counts.pop() if same and len(counts) == 1 else None
 
+    def alike(self, one: Batch, other: Batch) -> bool:
+        """Whether two batches can be joined: each may be padded to a length of its own."""
+        values, others = flattened(_tree(one))[0], flattened(_tree(other))[0]
+        return len(values) == len(others) and all(
+            isinstance(b, Tensor) and a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
+            for i, (a, b) in enumerate(zip(values, others, strict=True))
+            if i in self.leaves
+        )
+
     def part(self, batch: Batch, start: int, stop: int) -> Batch:
         """Some rows of a batch."""
         values, form = flattened(_tree(batch))
@@ -116,7 +125,8 @@ def _first_rows(data: Data) -> Batch:
     if lengths != {1} or not others:
         return first
     leaves = tuple(i for i, each in enumerate(values) if _has_rows(each))
-    return Cut(form, leaves, math.inf).join([first, *others])
+    cut = Cut(form, leaves, math.inf)
+    return cut.join([first, *others]) if cut.alike(first, others[0]) else first
 
 
 def _has_rows(value: Any) -> bool:

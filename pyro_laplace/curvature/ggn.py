@@ -3,6 +3,10 @@
 Its root is the Jacobian of ``S_n' eta_n(theta)`` with S_n held at the mode (Martens 2020, "New insights and
 perspectives on the natural gradient method"). For canonical links it equals the Hessian of the negative log likelihood.
 
+Where a datum has many positions (pixels, tokens), each with columns of its own, labels drawn at all of them together
+have the same expectation: scores of different positions are independent, and of mean zero. `SiteRoot.drawn` is that
+root.
+
 Where no family is registered, I_n is the sum of ``p(y) g g'`` over the values y of a small support, or else its mean
 over labels drawn from the likelihood, the same at every call on the same data; g is the score of one value. Where
 nothing can be drawn, the site is left to the exact Hessian of its log density.
@@ -15,7 +19,7 @@ from torch import Tensor
 from pyro_laplace.curvature.labels import draw_labels
 from pyro_laplace.curvature.root import FIRST, Draw, Information, Root, SiteRoot, link_of, of_data
 from pyro_laplace.curvature.scores import score_root
-from pyro_laplace.likelihood import Likelihood, check_informative, likelihood_of
+from pyro_laplace.likelihood import Likelihood, can_be_drawn, check_informative, likelihood_of
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program, datum_weight
 from pyro_laplace.program.run import Run, Site
@@ -33,7 +37,7 @@ def _root_of(site: Site, chunk: Chunk, draw: Draw) -> SiteRoot | None:
     site = of_data(site)
     likelihood = likelihood_of(site.fn)
     if likelihood is not None:
-        return _exact(likelihood, site, chunk)
+        return _exact(likelihood, site, chunk, draw)
     check_informative(site.name, site.fn)
     support = _support(site)
     if support is not None:
@@ -46,10 +50,16 @@ def _root_of(site: Site, chunk: Chunk, draw: Draw) -> SiteRoot | None:
     return score_root(site, chunk, labels)
 
 
-def _exact(likelihood: Likelihood, site: Site, chunk: Chunk) -> SiteRoot:
+def _exact(likelihood: Likelihood, site: Site, chunk: Chunk, draw: Draw) -> SiteRoot:
     eta = likelihood.link().detach().double()
     weight = likelihood.weight(datum_weight(site, chunk).to(eta.device), site.value)
-    return SiteRoot(link_of, Information(likelihood, eta, weight.expand(eta.shape[:-1])))
+
+    def drawn() -> SiteRoot:
+        return score_root(site, chunk, draw_labels(site, settings.position_labels, draw))
+
+    several = likelihood.event.numel() > 1 and can_be_drawn(site.fn)
+    information = Information(likelihood, eta, weight.expand(eta.shape[:-1]))
+    return SiteRoot(link_of, information, drawn=drawn if several else None)
 
 
 def _support(site: Site) -> Tensor | None:

@@ -41,7 +41,10 @@ def is_network(program: Program, theta: Theta, chunk: Chunk, among: Collection[s
         return torch.cat(eta) if eta else at.new_zeros(1)
 
     with undisturbed(), torch.no_grad():
-        value, pull = puller(predictors, theta)
+        try:
+            value, pull = puller(predictors, theta)
+        except RuntimeError:  # what torch.func cannot run (a packed recurrence) has no Hessian by it either
+            return True
         generator = torch.Generator().manual_seed(0)
         weights = torch.randn(settings.network_probes, len(value), generator=generator, dtype=torch.float64).to(value)
         weights /= len(value) ** 0.5

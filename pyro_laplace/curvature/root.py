@@ -55,11 +55,16 @@ class SiteRoot:
         given: the vectors, or the Fisher information that they are made from when they are asked for.
         joint: how many of the axes before `outputs` one row of the root sums over: those of a datum's event, where it
             has one row for all of them.
+        drawn: the same in expectation with few columns, by labels drawn at all positions of a datum together; None
+            where it has one position.
+        weight: of each position `[*batch, *joint]`, where `given` are vectors and there are several.
     """
 
     outputs: Callable[[Site], Tensor]
     given: Tensor | Information
     joint: int = 0
+    drawn: Callable[[], "SiteRoot"] | None = None
+    weight: Tensor | None = None
 
     @cached_property
     def vectors(self) -> Tensor:
@@ -71,6 +76,15 @@ class SiteRoot:
         """Which data have a weight, and a row that is not zero [n]."""
         weight = self.given.weight if isinstance(self.given, Information) else self.given
         return weight.flatten(1).any(1) if weight.dim() > 1 else weight != 0
+
+    @property
+    def masked(self) -> Tensor | None:
+        """Which positions of the data weigh nothing [n, positions]; None where all do, or a datum has but one."""
+        weight = self.given.weight if isinstance(self.given, Information) else self.weight
+        if weight is None or weight.dim() < 2:
+            return None
+        masked = weight.flatten(1) == 0
+        return masked if bool(masked.any()) else None
 
     @property
     def num_obs(self) -> int | None:
@@ -132,6 +146,25 @@ class Root:
     def live(self) -> Tensor:
         """Which data have a row that is not zero [n]; the others are masked, or a chunk's repetitions."""
         return torch.stack([site_root.live for site_root in self.sites.values()]).any(0)
+
+    def of_few_columns(self, limit: int) -> tuple["Root", dict[str, int]]:
+        """The same by drawn labels for those sites that have more columns a datum, which are not made then.
+
+        Args:
+            limit: how many columns a datum may have.
+
+        Returns:
+            the root, and by name how many columns those sites would have.
+        """
+        many = {
+            name: columns
+            for name, site in self.sites.items()
+            if isinstance(site.given, Information)
+            and site.drawn is not None
+            and (columns := site.given.eta[0].numel()) > limit
+        }
+        sites = {name: site.drawn() if name in many and site.drawn else site for name, site in self.sites.items()}
+        return Root(self.program, self.chunk, sites), many
 
     def only(self, *names: str) -> "Root":
         """The root of some of the observed sites."""

@@ -36,7 +36,10 @@ def score_root(site: Site, chunk: Chunk, labels: Tensor, probs: Tensor | None = 
         return _log_lik_root(labels, per_label)
     scores = _scores(likelihood, labels)
     per_label = per_label.reshape(per_label.shape + (1,) * (likelihood.event_dims + 1))
-    return SiteRoot(link_of, (scores * per_label).movedim(0, -1), joint=likelihood.event_dims)
+    of_entries = likelihood.weight(weight, site.value).expand(likelihood.shape)
+    return SiteRoot(
+        link_of, (scores * per_label).movedim(0, -1), joint=likelihood.event_dims, weight=of_entries.to(scores)
+    )
 
 
 def _log_lik_root(labels: Tensor, root_weight: Tensor) -> SiteRoot:

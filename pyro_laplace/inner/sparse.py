@@ -79,7 +79,8 @@ class SparseInner(Inner):
         spans = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(x)], strict=True)]
         with undisturbed(), torch.no_grad():
             _, pull = _gradient(of, x + settings.row_check_step * noise, h)
-            pattern = sparse_symmetric(lambda rows: _multiplied(pull, rows, of), spans, len(x), x)
+            like = x.to(of.program.start.dtype)  # in which the products are made, and round
+            pattern = sparse_symmetric(lambda rows: _multiplied(pull, rows.to(x), of), spans, len(x), like)
         return SparseInner(of, Compression.of(pattern))
 
     def moved(self, of: Conditional) -> "SparseInner":

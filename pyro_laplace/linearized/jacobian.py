@@ -166,6 +166,41 @@ class Linearized:
 
 
 @dataclass(frozen=True, eq=False)
+class LinearizedPositions(Linearized):
+    """The same with `pieces` that have a position, and not a datum, for row n."""
+
+    def covariance_of_datum(self) -> Tensor:
+        """Of all positions of a datum, whose rows are in their product's positions t."""
+        size = self.outputs_of_datum
+        self._refuse(self.num_data * size**2, f"covariances [{self.num_data}, {size}, {size}] of all positions of data")
+        return self.spread.covariance(list(self._by_datum())).to(self.mean).reshape(*self.batch, size, size)
+
+    def covariance_of_all(self) -> Tensor:
+        """Of all data together."""
+        size = self.mean.numel()
+        self._refuse(size**2, f"the joint covariance [{size}, {size}]")
+        return self.spread.joint(list(self._by_datum())).to(self.mean)
+
+    def _apart_is_cheaper(self, num_samples: int) -> bool:
+        """Draws are of theta, so that a datum's positions are drawn together."""
+        return False
+
+    def _refuse(self, numel: int, what: str) -> None:
+        refuse_too_large(numel, 8, what, "predict fewer inputs at a time, or ask for draws: .sample(...)")
+
+    def _by_datum(self) -> Iterator[Product]:
+        """The products with a datum for row n: output (p, o) has a gradient at position p alone."""
+        (products,) = self.pieces()
+        number = self.base[len(self.batch) :].numel()
+        for product in products:
+            k, o = product.gradients.shape[1], product.gradients.shape[3]
+            own = torch.eye(number).to(product.gradients).reshape(number, 1, number, 1)  # p - t -
+            rows = (own * product.gradients[0].reshape(1, k, 1, o)).reshape(number * k, number, o)
+            inputs = product.inputs.reshape(self.num_data, number, -1)
+            yield Product(product.index, inputs, rows.expand(self.num_data, -1, -1, -1), product.has_bias)
+
+
+@dataclass(frozen=True, eq=False)
 class SparselyLinearized(Linearized):
     """The same, by the entries of J that are not zero; `pieces` are of few data each, and serve draws alone.
 

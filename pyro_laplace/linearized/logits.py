@@ -116,3 +116,26 @@ def unnormalised(logits: Tensor) -> tuple[Tensor, Tensor] | None:
     if sums is None or sums.name() != "LogsumexpBackward0" or sums.next_functions[0] != first:
         return None
     return saved(sums, "self"), saved(sums, "result")
+
+
+def operations_of(tensor: Tensor) -> tuple[Any, ...]:
+    """The graph of a tensor.
+
+    Args:
+        tensor: of a run under autograd.
+
+    Returns:
+        names of operations in the order of a walk, and numbers of those met again.
+    """
+    numbers: dict[Any, int] = {}
+    found: list[Any] = []
+    pending: list[Any] = [tensor.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in numbers:
+            found.append(numbers.get(node))
+            continue
+        numbers[node] = len(numbers)
+        found.append(node.name())
+        pending += [each for each, _ in node.next_functions]
+    return tuple(found)

@@ -110,8 +110,7 @@ class LinearizedPredictive:
         Returns:
             site name to a distribution of the site's batch and event shape.
         """
-        with told_of_arguments(Batch(args, kwargs)):
-            found = [each.predictive(args, kwargs, self.link, self.num_samples) for each in self._components]
+        found = [each.predictive(args, kwargs, self.link, self.num_samples) for each in self._components]
         return self._mixed(mix, found)
 
     def sample(self, num_samples: int, latent: bool = False) -> Callable[..., dict[str, Tensor]]:
@@ -251,7 +250,9 @@ class _Component:
             modules_kept(self.model),
             in_place_refused(),
         ):
-            step = self._route.at(Chunk(Batch(args, kwargs)))
+            batch = Batch(args, kwargs)
+            with told_of_arguments(self.model, batch, values=self.guide.median):
+                step = self._route.at(Chunk(batch))
             self._route = step.route
             yield step.sites
 

@@ -18,12 +18,12 @@ from pyro_laplace._autodiff import jvp
 from pyro_laplace._compat.pyro import ParamsHeld, site_is_deterministic, site_is_factor, undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch
-from pyro_laplace.draws.arguments import signature_of
 from pyro_laplace.likelihood import require_likelihood
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
+from pyro_laplace.program.mismatch import signature_of
 from pyro_laplace.program.module_state import ModulesKept, in_place_refused, modules_kept, refuse_changed_buffers
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import pack

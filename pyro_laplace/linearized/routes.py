@@ -20,8 +20,9 @@ from pyro_laplace.likelihood import Likelihood, require_likelihood
 from pyro_laplace.linearized.covariance import Spread
 from pyro_laplace.linearized.expansion import Expansion, some_data
 from pyro_laplace.linearized.graph_layer import GraphLayer, graph_layer, layer_index
-from pyro_laplace.linearized.jacobian import Linearized, SparselyLinearized, columns
-from pyro_laplace.linearized.logits import predictor, written_logits
+from pyro_laplace.linearized.jacobian import Linearized, LinearizedPositions, SparselyLinearized, columns
+from pyro_laplace.linearized.logits import operations_of, predictor, written_logits
+from pyro_laplace.linearized.positions import rows_of_positions
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.run import Site
 from pyro_laplace.reading.factors import Factored, factor
@@ -164,11 +165,10 @@ class CapturedRoute(Route):
             return step
         captured, sites = dict(self.known.captured), {}
         for name, site in run.run.observed.items():
-            sites[name] = _of_pairs(self.expansion, run, site, captured)
+            sites[name] = _of_positions(self.expansion, run, site) or _of_pairs(self.expansion, run, site, captured)
         if None in sites.values():
             plain = self.expansion.sites(chunk)
-            rows = {n: _row_by_row(self.expansion, plain[n], chunk) for n, found in sites.items() if found is None}
-            sites |= rows
+            sites |= {n: _row_by_row(self.expansion, plain[n], chunk) for n, found in sites.items() if found is None}
         return Step(CapturedRoute(self.expansion, replace(self.known, captured=captured)), sites)
 
 
@@ -250,7 +250,7 @@ def _of_pairs(
         likelihood, eta = require_likelihood(site.name, site.fn), predictor(site)
     if not site.fn.batch_shape or not eta.requires_grad:
         return None
-    structure = site.name, eta.shape[-1], _operations(eta)
+    structure = site.name, eta.shape[-1], operations_of(eta)
     before = known.get(structure)
     kept = _kept_outputs(expansion, run, site, likelihood, eta) if before is None else before.kept
     unit = torch.eye(eta.shape[-1], dtype=torch.float64, device=eta.device)[:, kept]
@@ -269,25 +269,20 @@ def _of_pairs(
     return Linearized(site.fn, likelihood, eta.detach(), kept, lambda: iter([products]), spread)
 
 
+def _of_positions(expansion: Expansion, run: CapturedRun, site: Site) -> Linearized | None:
+    """A site of many positions by the layer whose outputs they are; None where there is none."""
+    found = rows_of_positions(run, site, expansion.whole if expansion.whole_sites else None, expansion.random_places)
+    if found is None:
+        return None
+    eta, product = found
+    spread, every = _spread_of(expansion, [product]), torch.arange(eta.shape[-1], device=eta.device)
+    likelihood = require_likelihood(site.name, site.fn)
+    return LinearizedPositions(site.fn, likelihood, eta, every, lambda: iter([[product]]), spread)
+
+
 def _spread_of(expansion: Expansion, products: list[Product]) -> Spread:
     dtype = products[0].inputs.dtype if products else expansion.point.theta.dtype
     return Spread.of(expansion.precision, [product.index for product in products], dtype)
-
-
-def _operations(tensor: Tensor) -> tuple[Any, ...]:
-    """The graph of a tensor, as names of operations in the order of a walk, and numbers of those met again."""
-    numbers: dict[Any, int] = {}
-    found: list[Any] = []
-    pending: list[Any] = [tensor.grad_fn]
-    while pending:
-        node = pending.pop()
-        if node is None or node in numbers:
-            found.append(numbers.get(node))
-            continue
-        numbers[node] = len(numbers)
-        found.append(node.name())
-        pending += [each for each, _ in node.next_functions]
-    return tuple(found)
 
 
 def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, places: Tensor) -> Iterator[Product]:

@@ -11,11 +11,12 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace._compat.torch import is_lazy
+from pyro_laplace._compat.torch import is_lazy, wrapper_of
 from pyro_laplace._errors import InvalidOption, UnsupportedProgram, check_option
 from pyro_laplace.nn.learned import refuse_two_values, warn_of_kept
 from pyro_laplace.nn.likelihoods import Likelihood
 from pyro_laplace.nn.network import BayesianNetwork, NetworkProgram, run_priors
+from pyro_laplace.nn.output import Pick, check_pick
 from pyro_laplace.nn.select import Chosen, Priors, assign, choose
 from pyro_laplace.program.start import init_to_start
 
@@ -28,6 +29,9 @@ def bayesianize(
     parameters: Chosen = None,
     rest: str = "fixed",
     name: str = "",
+    output: Pick = None,
+    target: str = "y",
+    mask: str | None = None,
 ) -> BayesianNetwork:
     """Make a Pyro program of a network, trained or not: its parameters get priors, and its weights start the mode.
 
@@ -43,14 +47,20 @@ def bayesianize(
         prior: of `pyro_laplace.nn`, or a function ``(name, parameter) -> distribution``, or a mapping from globs of
             parameter names to these: the first match wins, None means no prior, as does no match.
         likelihood: a likelihood of `pyro_laplace.nn`, or any function of the network's output that gives the
-            distribution of y; the result is then the program ``model(x, y=None)``, with the plate ``data`` and the
-            observed site ``y``. Without one, calling the result returns the network's output, inside a program of
-            the caller's.
+            distribution of y; the result is then the program ``model(x, y=None)``, or ``model(**batch)``, with the
+            plate ``data`` and the observed site ``y``. Without one, calling the result returns the network's output,
+            inside a program of the caller's.
         parameters: which may have a prior: a glob or several, or a callable of the name. None: those that require a
             gradient and belong to no normalisation layer.
         rest: the parameters without a prior: "fixed" at their values, or "trained" with the mode, as ``pyro.param``
             statements (those that require no gradient stay fixed).
         name: prefix of the sites, ``name.0.weight``; needed for two networks in one program.
+        output: what of the network's output is predicted: an attribute or key, such as "logits", the place in a tuple,
+            or a function of the output. None: all of it.
+        target: the name of y in a batch by name, ``model(**batch)``; the network is not given it. The observed site is
+            ``y`` all the same.
+        mask: the name of an entry of a batch that says which positions count, such as "attention_mask"; the network is
+            given it too where it takes it.
 
     Returns:
         the program. Its sites have the names of `named_parameters`.
@@ -63,6 +73,9 @@ def bayesianize(
     check_option("rest", rest, ("fixed", "trained"))
     _refuse_module(module)
     _refuse_likelihood(likelihood)
+    check_pick(output)
+    if likelihood is None and (target != "y" or mask is not None):
+        raise InvalidOption("target= and mask= are of a likelihood, and none is given: give likelihood= too")
     priors = assign(module, choose(module, parameters), prior)
     refuse_two_values([*priors.values(), likelihood])
     others = {key for key, each in module.named_parameters() if key not in priors and each.requires_grad}
@@ -72,9 +85,9 @@ def bayesianize(
         _refuse_known(name, trained)
     network = _copied(module).eval()
     if likelihood is None:
-        program = BayesianNetwork(network, priors, trained, name)
+        program = BayesianNetwork(network, priors, trained, name, output)
     else:
-        program = NetworkProgram(network, priors, likelihood, trained, name)
+        program = NetworkProgram(network, priors, likelihood, trained, name, output, target, mask)
     warn_of_kept(_check_priors(program))
     return program.eval()
 
@@ -82,6 +95,12 @@ def bayesianize(
 def _refuse_module(module: Any) -> None:
     if not isinstance(module, nn.Module):
         raise InvalidOption(f"module is a {type(module).__name__}: give an nn.Module")
+    for each in module.modules():
+        if (wrapper := wrapper_of(each)) is not None:
+            raise UnsupportedProgram(
+                f"the network holds a module from {wrapper.name}, which no derivative goes through here: "
+                f"{wrapper.remedy}"
+            )
     if any(isinstance(each, PyroModule) for each in module.modules()):
         raise UnsupportedProgram(
             f"the {type(module).__name__} has Pyro statements of its own: give its parameters a PyroSample each, or "

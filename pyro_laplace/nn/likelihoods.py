@@ -11,8 +11,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_laplace._errors import InvalidData
+from pyro_laplace._errors import InvalidData, InvalidOption
 from pyro_laplace.likelihood.outcome import Outcome
+from pyro_laplace.nn.output import require_tensor
 from pyro_laplace.nn.scale import Scale, check_scale, scale_value
 
 type Likelihood = Callable[..., Any]
@@ -37,9 +38,10 @@ class Regression:
         """Check the noise."""
         check_scale("Regression: noise", self.noise)
 
-    def __call__(self, output: Tensor) -> Any:
+    def __call__(self, output: Any) -> Any:
         """The distribution of y."""
-        return dist.Normal(_per_datum(output), scale_value("noise", self.noise, output))
+        loc = require_tensor("Regression", output)
+        return dist.Normal(_per_datum(loc), scale_value("noise", self.noise, loc))
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,30 @@ class HeteroscedasticRegression:
 
 @dataclass(frozen=True)
 class Classification:
-    """``y ~ Categorical(logits=f)`` for an output f, [n, c]; y holds class numbers [n]."""
+    """``y ~ Categorical(logits=f)`` for an output f, [n, c], and classes y [n]; or a class at each position, y [n, t].
 
-    def __call__(self, output: Tensor) -> Any:
+    Attributes:
+        axis: that of the classes: -1 for tokens [n, t, c], 1 for images [n, c, h, w].
+        ignore_index: the label of what is left out, as in torch's `cross_entropy`; None leaves nothing out.
+    """
+
+    axis: int = -1
+    ignore_index: int | None = -100
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InvalidOption: if one is no whole number, or `axis` is that of the data.
+        """
+        for name, value in (("axis", self.axis), ("ignore_index", self.ignore_index)):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole and not (name == "ignore_index" and value is None):
+                raise InvalidOption(f"Classification: {name}={value!r} is not a whole number")
+        if self.axis == 0:
+            raise InvalidOption("Classification: axis=0 is the data's: the classes lie along another, such as axis=1")
+
+    def __call__(self, output: Any) -> Any:
         """The distribution of y.
 
         Args:
@@ -83,30 +106,33 @@ class Classification:
             the Categorical distribution.
 
         Raises:
-            InvalidData: if the output has one class.
+            InvalidData: if the output is no tensor, or has one class.
         """
-        if output.dim() < 2 or output.shape[-1] < 2:
+        logits = require_tensor("Classification", output)
+        inside = logits.dim() >= 2 and -logits.dim() < self.axis < logits.dim()
+        if not inside or logits.shape[self.axis] < 2:
             raise InvalidData(
-                f"Classification: the network's output has shape {list(output.shape)}, and needs an axis of at least 2 "
-                "classes: use pl.nn.BinaryClassification() for one logit"
+                f"Classification: the network's output has shape {list(logits.shape)}, and needs at least 2 classes "
+                f"along axis {self.axis}: say which axis is theirs with axis=, or use pl.nn.BinaryClassification() for "
+                "one logit"
             )
-        return dist.Categorical(logits=output)
+        return dist.Categorical(logits=logits if self.axis == -1 else logits.movedim(self.axis, -1))
 
 
 @dataclass(frozen=True)
 class BinaryClassification:
     """``y ~ Bernoulli(logits=f)`` for an output f, [n] or [n, d], each of whose labels is 0 or 1."""
 
-    def __call__(self, output: Tensor) -> Any:
+    def __call__(self, output: Any) -> Any:
         """The distribution of y."""
-        return dist.Bernoulli(logits=_per_datum(output))
+        return dist.Bernoulli(logits=_per_datum(require_tensor("BinaryClassification", output)))
 
 
 @dataclass(frozen=True)
 class Counts:
     """``y ~ Poisson(exposure exp(f + offset))`` for an output f, [n] or [n, d]."""
 
-    def __call__(self, output: Tensor, exposure: Tensor | None = None, offset: Tensor | None = None) -> Any:
+    def __call__(self, output: Any, exposure: Tensor | None = None, offset: Tensor | None = None) -> Any:
         """The distribution of y.
 
         Args:
@@ -120,7 +146,7 @@ class Counts:
         Raises:
             InvalidData: if exposure or offset have other shapes.
         """
-        log_rate = _per_datum(output)
+        log_rate = _per_datum(require_tensor("Counts", output))
         for name, value in (("exposure", exposure), ("offset", offset)):
             if value is not None and value.shape not in (log_rate.shape, log_rate.shape[:1]):
                 raise InvalidData(f"Counts: {name} has shape {list(value.shape)}, and the rates {list(log_rate.shape)}")
@@ -147,6 +173,37 @@ def observation(fn: Any, y: Tensor) -> Tensor | None:
     if y.shape != fn.shape():
         return None
     return Outcome.of(fn).as_data(y)
+
+
+def masked(fn: Any, y: Tensor | None, mask: Tensor | None, ignored: int | None) -> tuple[Any, Tensor | None]:
+    """Leave out the positions that a mask or a label says.
+
+    Args:
+        fn: the distribution of y, its positions batch axes.
+        y: the data, of its shape; None where they are to be drawn.
+        mask: which positions count, of its first batch axes.
+        ignored: the label of what does not.
+
+    Returns:
+        the distribution with its mask, and y with a class in place of that label.
+
+    Raises:
+        InvalidData: if the mask has another shape.
+    """
+    shape, kept = fn.batch_shape, None
+    if mask is not None:
+        if mask.shape != shape[: mask.dim()] or not mask.dim():
+            raise InvalidData(
+                f"the mask has shape {list(mask.shape)}, and y's distribution {list(shape)}: a mask is of the first "
+                "axes of y, one for each position"
+            )
+        kept = (mask != 0).reshape(*mask.shape, *(1,) * (len(shape) - mask.dim())).expand(shape)
+    if y is not None and ignored is not None:
+        counts = y != ignored
+        if not bool(counts.all()):
+            kept = counts if kept is None else kept & counts
+            y = torch.where(counts, y, 0)
+    return (fn if kept is None else fn.mask(kept)), y
 
 
 def _per_datum(output: Tensor) -> Tensor:

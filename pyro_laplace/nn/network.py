@@ -12,9 +12,11 @@ from torch.func import functional_call
 from pyro_laplace._compat.pyro import in_call, once_per_call
 from pyro_laplace._compat.torch import own_children, plain_layers, renew_flat_weights
 from pyro_laplace._errors import InvalidData, UnsupportedProgram
-from pyro_laplace.nn.likelihoods import Likelihood, Regression, observation
+from pyro_laplace.nn.likelihoods import Likelihood, Regression, masked, observation
+from pyro_laplace.nn.output import Pick, described, pick
 from pyro_laplace.nn.priors import Prior
 from pyro_laplace.nn.scale import Learned, scale_value
+from pyro_laplace.nn.signature import Signature
 from pyro_laplace.nn.target import Target
 
 
@@ -29,12 +31,19 @@ class BayesianNetwork(PyroModule):
         priors: name of a parameter to its prior, in the order of the sites.
         trained: names of parameters without a prior that are ``pyro.param`` statements; all others are constants.
         name: prefix of the sites, of a network that is not itself part of a `PyroModule`.
+        output: what of the network's output is returned.
     """
 
     def __init__(
-        self, module: nn.Module, priors: Mapping[str, Prior], trained: Iterable[str] = (), name: str = ""
+        self,
+        module: nn.Module,
+        priors: Mapping[str, Prior],
+        trained: Iterable[str] = (),
+        name: str = "",
+        output: Pick = None,
     ) -> None:
         super().__init__(name)
+        self.output = output
         self.module = module
         self.priors = dict(priors)
         self.trained = tuple(trained)
@@ -53,12 +62,12 @@ class BayesianNetwork(PyroModule):
             **kwargs: the network's.
 
         Returns:
-            the network's output.
+            the network's output, or the part of it that is predicted.
         """
         network = self._network
         try:
             with plain_layers():
-                return functional_call(network, self.draw(), args, kwargs)
+                return pick(functional_call(network, self.draw(), args, kwargs), self.output)
         finally:
             for layer in network.modules():
                 _renew_flat_weights(layer)
@@ -111,7 +120,7 @@ class BayesianNetwork(PyroModule):
 
 
 class NetworkProgram(BayesianNetwork):
-    """A network and a likelihood: the program ``model(x, y=None)``.
+    """A network and a likelihood: the program ``model(x, y=None)``, or ``model(**batch)`` of a batch by name.
 
     The observed site is ``y``, in the plate ``data``, one element for each row of the network's output.
 
@@ -121,6 +130,9 @@ class NetworkProgram(BayesianNetwork):
         likelihood: makes the distribution of y of the network's output.
         trained: names of parameters without a prior that are trained.
         name: prefix of the sites of the network's parameters.
+        output: what of the network's output the likelihood is given.
+        target: the name of y in a batch.
+        mask: the name of what in a batch says which positions count.
     """
 
     def __init__(
@@ -130,44 +142,52 @@ class NetworkProgram(BayesianNetwork):
         likelihood: Likelihood,
         trained: Iterable[str] = (),
         name: str = "",
+        output: Pick = None,
+        target: str = "y",
+        mask: str | None = None,
     ) -> None:
-        super().__init__(module, priors, trained, name)
+        signature = Signature.of(module, likelihood, target, mask)
+        super().__init__(module, priors, trained, name, output)
         self.likelihood = likelihood
+        self.signature = signature
 
-    def forward(self, x: Any, y: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the program.
 
         Args:
-            x: the network's input.
-            y: the data; None draws them.
-            *args: of the likelihood, after the network's output (the exposure of counts).
-            **kwargs: of the likelihood.
+            *args: the network's inputs that have no default (or its first), y (None draws it), and what the likelihood
+                takes after the network's output (the exposure of counts).
+            **kwargs: the same by name; y under that of `target`.
 
         Returns:
             y.
 
         Raises:
             UnsupportedProgram: if the likelihood gives no distribution with an axis for the data.
-            InvalidData: if the shape of y is not its distribution's.
+            InvalidData: if the shape of y is not its distribution's, or a name is nobody's.
         """
-        output = super().forward(x)
-        fn = self.likelihood(output, *args, **kwargs)
+        call = self.signature.split(args, kwargs)
+        output = super().forward(*call.args, **call.kwargs)
+        fn = self.likelihood(output, *call.likelihood_args, **call.likelihood_kwargs)
         self._hold_scales()
         batch_shape = getattr(fn, "batch_shape", None)
         if not batch_shape:
             raise UnsupportedProgram(
-                f"the likelihood gave {fn!r} for an output of {_shapes(output)}: let it give a distribution whose "
-                "first batch axis is the data's, one element for each row of the network's output"
+                f"the likelihood gave {fn!r} for an output that is {described(output)}: let it give a distribution "
+                "whose first batch axis is the data's, one element for each row of the network's output"
             )
-        fn = fn.to_event(len(batch_shape) - 1)
+        y = call.y
         if y is not None:
             observed = observation(fn, y)
             if observed is None:
                 raise InvalidData(
-                    f"y has shape {list(y.shape)}, and its distribution {list(fn.shape())}, from a network output of "
-                    f"{_shapes(output)}: the network needs as many outputs as {type(self.likelihood).__name__} wants"
+                    f"{self.signature.target} has shape {list(y.shape)}, and its distribution {list(fn.shape())}, from "
+                    f"a network output that is {described(output)}: the network needs as many outputs as "
+                    f"{type(self.likelihood).__name__} wants"
                 )
             y = observed
+        fn, y = masked(fn, y, call.mask, getattr(self.likelihood, "ignore_index", None))
+        fn = fn.to_event(len(batch_shape) - 1)
         with pyro.plate("data", batch_shape[0]):
             return pyro.sample("y", fn, obs=y)
 
@@ -181,12 +201,6 @@ def run_priors(network: BayesianNetwork) -> dict[str, Tensor]:
             scale_value("noise", likelihood.noise, next(iter(values.values())))
             network._hold_scales()
         return values
-
-
-def _shapes(output: Any) -> str:
-    if isinstance(output, Tensor):
-        return f"shape {list(output.shape)}"
-    return f"type {type(output).__name__}"
 
 
 def _renew_flat_weights(layer: nn.Module, *_: Any) -> None:

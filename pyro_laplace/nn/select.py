@@ -51,7 +51,7 @@ def choose(module: nn.Module, parameters: Chosen) -> tuple[str, ...]:
         chosen = tuple(name for name in names if name not in left_out)
         if not chosen:
             raise InvalidOption(
-                f"no parameter is left for a prior: {_listed(left_out)}. Name some: parameters='*'"
+                f"no parameter is left for a prior: {_with_reasons(left_out)}. Name some: parameters='*'"
                 if names
                 else f"the {type(module).__name__} has no parameters"
             )
@@ -143,8 +143,8 @@ def _why(module: nn.Module, names: Names, chosen: tuple[str, ...], glob: str) ->
     if not matched:
         return ""
     reasons = {name: reason for name, reason in _left_out(module).items() if name in matched}
-    return f". {_listed(reasons) or f'{matched} are left out by parameters='}: name them in parameters="
+    return f". {_with_reasons(reasons) or f'{matched} are left out by parameters='}: name them in parameters="
 
 
-def _listed(reasons: Mapping[str, str]) -> str:
+def _with_reasons(reasons: Mapping[str, str]) -> str:
     return ", ".join(f"{name!r} {reason}" for name, reason in reasons.items())

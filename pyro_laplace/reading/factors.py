@@ -68,15 +68,32 @@ class Factored:
         live = self.root.live()
         dense = dense_rows(self.run, self.root, self.dense_index)
         for name, gradients in self.gradients.items():
-            for factors in self._of_site(gradients, dense[name], elements):
+            for factors in self._of_site(gradients, dense[name], elements, self.root.sites[name].masked):
                 yield name, factors if bool(live.all()) else factors.of_data(live)
 
-    def _of_site(self, gradients: Gradients, rows: Tensor, elements: int) -> Iterator[Factors]:
+    def _counted(self, gradients: Gradients, masked: Tensor | None) -> list[Tensor | None]:
+        """Of each layer, which positions are data [n, t]: not those of masked outputs that reach no other output.
+
+        Args:
+            gradients: of the site's columns.
+            masked: positions of the site that weigh nothing [n, t], if there are any.
+
+        Returns:
+            None where all are.
+        """
+        if masked is None or not len(gradients.columns):
+            return [None for _ in self.layers]
+        _, mixed, _ = gradients.mixtures(torch.Generator().manual_seed(0), 0)
+        reached = [layer.use.positions(mixed[id(layer.use.output)].unsqueeze(0))[0].any(-1) for layer in self.layers]
+        return [each | ~masked if each.shape == masked.shape else None for each in reached]
+
+    def _of_site(self, gradients: Gradients, rows: Tensor, elements: int, masked: Tensor | None) -> Iterator[Factors]:
         others = torch.ones(gradients.count, dtype=torch.bool, device=rows.device)
         others[gradients.columns] = False
         rest = functional.pad(rows[:, others].flatten(0, 1), (0, len(self.scale_index)))
         rest = rest[(rest != 0).any(1)]
         loose = self.position[torch.cat([self.dense_index, self.scale_index])]
+        among = self._counted(gradients, masked)
         for columns, found in gradients.slices(elements):
             products = [
                 Product(
@@ -84,8 +101,9 @@ class Factored:
                     layer.inputs,
                     layer.use.positions(found[id(layer.use.output)]).transpose(0, 1),
                     layer.has_bias,
+                    counted,
                 )
-                for layer in self.layers
+                for layer, counted in zip(self.layers, among, strict=True)
             ]
             scaled = _scaled(self.scales, self.scale_index, found, (len(rows), len(columns)))
             entries = [

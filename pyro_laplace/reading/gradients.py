@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pyro_laplace._autodiff import column_blocks
+from pyro_laplace._autodiff import column_blocks, without_speed_notes
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.contraction import Output
 from pyro_laplace.capture.run import CapturedRun
@@ -172,7 +172,8 @@ def pull_each(eta: Tensor, weights: Tensor, outputs: list[Output]) -> list[Tenso
         return []
     if len(weights) > 1 and not _convolves(eta):
         try:
-            return pull(eta, weights, outputs, is_grads_batched=True)
+            with without_speed_notes():
+                return pull(eta, weights, outputs, is_grads_batched=True)
         except RuntimeError:  # an operation that cannot be vectorised; an error of another kind comes again below
             pass
     rows = [pull(eta, each, outputs) for each in weights]
@@ -224,7 +225,8 @@ def _jacobian(z: Tensor, leaves: list[Tensor]) -> Tensor:
     step = max(1, settings.pass_elements // max(1, z.numel()))
     basis = torch.eye(size, dtype=pulled.dtype, device=z.device).split(step)
     options = {"retain_graph": True, "is_grads_batched": True}
-    return torch.cat([torch.autograd.grad(pulled, u, rows, **options)[0] for rows in basis]).movedim(0, -1)
+    with without_speed_notes():
+        return torch.cat([torch.autograd.grad(pulled, u, rows, **options)[0] for rows in basis]).movedim(0, -1)
 
 
 def _convolves(tensor: Tensor) -> bool:

@@ -24,17 +24,24 @@ class Product:
         inputs: a [n, t, i].
         gradients: g [n, k, t, o]; k lies outermost in memory.
         has_bias: whether the last input is the 1 of a bias.
+        counted: which positions are data [n, t]; None: all. The others are masked, and have no gradient in any column.
     """
 
     index: Tensor
     inputs: Tensor
     gradients: Tensor
     has_bias: bool = False
+    counted: Tensor | None = None
 
     @property
     def shared(self) -> bool:
         """Whether a datum uses the weight at more than one position."""
         return self.inputs.shape[1] > 1
+
+    def of_data(self, kept: Tensor) -> "Product":
+        """Of some of the data."""
+        counted = None if self.counted is None else self.counted[kept]
+        return replace(self, inputs=self.inputs[kept], gradients=self.gradients[kept], counted=counted)
 
     def rows(self) -> Tensor:
         """The root's rows [n, k, o * i]."""
@@ -130,7 +137,7 @@ class Factors:
 
     def of_data(self, kept: Tensor) -> "Factors":
         """Without the data that weigh nothing: Kronecker factors, whose inputs carry no weight, must not see them."""
-        products = [replace(p, inputs=p.inputs[kept], gradients=p.gradients[kept]) for p in self.products]
+        products = [p.of_data(kept) for p in self.products]
         entries = [Entries(each.index[kept], each.gradients[kept]) for each in self.entries]
         return replace(self, products=products, dense=self.dense[kept], entries=entries)
 
@@ -189,9 +196,9 @@ class Direct:
 
     Attributes:
         index: free coordinates [o, i].
-        inputs: a [n, i], of the data that weigh something.
+        inputs: a [r, i], of the data, or positions of data, that weigh something.
         information: of the site.
-        live: which data these are [n].
+        live: which data these are [n], or which positions of them `[n, *positions]`.
         has_bias: whether the last input is the 1 of a bias.
     """
 
@@ -209,9 +216,16 @@ class Direct:
         return Factors([product], self.index.new_zeros(0), nothing, nothing[0])
 
     def diagonal(self) -> Tensor:
-        """``sum_n w_n I_n[o,o] a_n[i]^2`` [o, i]."""
+        """``sum_n w_n I_n[o,o] a_n[i]^2`` [o, i], of positions n."""
         weights = self.information.diagonals()[self.live].to(self.inputs)
         return (weights.mT @ self.inputs.square()).double()
+
+    def means(self) -> Tensor:
+        """The mean inputs of each datum over its positions that weigh something [data, i]."""
+        datum = self.live.flatten(1).nonzero()[:, 0]
+        total = self.inputs.new_zeros(len(self.live), self.inputs.shape[1]).index_add_(0, datum, self.inputs)
+        number = datum.bincount(minlength=len(self.live))
+        return total[number > 0] / number[number > 0].unsqueeze(1)
 
 
 def of_rows(rows: Tensor) -> Factors:

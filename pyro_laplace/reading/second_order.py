@@ -204,7 +204,12 @@ class Differentiated(SecondOrder):
     @cached_property
     def _matrix(self) -> Matrix:
         size = len(self.index)
-        refuse_too_large(size**2, 8, f"the Hessian [{size}, {size}] of the log prior", "use a subset of sites")
+        refuse_too_large(
+            size**2,
+            8,
+            f"the Hessian [{size}, {size}] of the log prior",
+            "use fewer coordinates: subset='last_layer', some sites, or a pl.Subnetwork",
+        )
         dense = torch.cat([rows for _, rows in self._rows()])
         return (dense + dense.mT) / 2
 

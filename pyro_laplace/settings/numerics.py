@@ -61,6 +61,10 @@ class Numerics:
     same_run: float = 1e-6
     """Relative difference of the log densities of two runs beyond which the program draws something on its own."""
 
+    same_data: float = 1e-4
+    """Difference of the log joints of two passes at one point, relative to them or to 1, beyond which the passes had
+    other data. Shuffled batches of the same data, in float32, stay two orders below."""
+
     row_check_step: float = 0.1
     """Distance from the start, in unconstrained units, of the point where rows are run: at zero too much is equal."""
 

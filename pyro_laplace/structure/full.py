@@ -23,6 +23,7 @@ from pyro_laplace.structure.dense import dense_posterior
 from pyro_laplace.structure.dual import Dual
 from pyro_laplace.structure.precision import Precision
 from pyro_laplace.structure.rows import FewRows
+from pyro_laplace.structure.smaller import smaller_than_dense
 from pyro_laplace.structure.sum import Sum
 
 
@@ -138,5 +139,5 @@ class Full(Sum):
 def _empty(anchor: Anchor) -> Gram:
     size = anchor.size
     what = f"the dense curvature [{size}, {size}]"
-    refuse_too_large(size**2, torch.float64.itemsize, what, "use structure='diag', 'kron' or a subset of sites")
+    refuse_too_large(size**2, torch.float64.itemsize, what, lambda: smaller_than_dense(anchor))
     return Gram(size, anchor.theta.device)

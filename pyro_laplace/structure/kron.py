@@ -18,11 +18,14 @@ from pyro_laplace.reading.prior import Prior
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.block import Block
 from pyro_laplace.structure.dense import dense_posterior
+from pyro_laplace.structure.diag_block import DiagBlock
 from pyro_laplace.structure.kron_block import KronBlock
 from pyro_laplace.structure.kron_factors import KronFactors, by_weight
 from pyro_laplace.structure.options import Kron
 from pyro_laplace.structure.precision import Precision
 from pyro_laplace.structure.sum import NeedsDouble, Sum
+
+_NO_LAYER = "use structure='sparse' where these are groups, pl.LowRank(rank), 'diag', or fewer sites (subset=)"
 
 
 class KronSum(Sum):
@@ -84,7 +87,9 @@ class KronSum(Sum):
             UnsupportedProgram: if the program's operations cannot be captured.
         """
         if columns.direct is not None:
-            self._layer(columns.direct.index, columns.direct.has_bias).add_direct(columns.direct, self.dtype)
+            self._layer(columns.direct.index, columns.direct.has_bias).add_direct(
+                columns.direct, self.shared, self.dtype
+            )
             return
         factors = None if columns.factors is None else columns.factors.without_entries()
         if factors is None:
@@ -175,7 +180,7 @@ class KronSum(Sum):
         Raises:
             NeedsDouble: if rounding of the sums counts against this prior.
         """
-        self._refuse_overlap()
+        unreached = self._unreached()
         if self.layers and not prior.is_diagonal:
             self._refuse_coupled(prior)
         placed: list[tuple[Tensor, Block]] = [block for layer in self.layers for block in self._blocks(layer, prior)]
@@ -185,12 +190,31 @@ class KronSum(Sum):
             everything = torch.arange(len(self.index), device=self.index.device)
             anchor = self.anchor.only(self.index)
             placed.append((self.index, dense_posterior(self.matrix, everything, prior.over(self.index), anchor)))
+        if len(unreached):
+            placed.append((unreached, self._of_prior(unreached, prior.over(unreached))))
         return Precision(placed)
+
+    def _of_prior(self, index: Tensor, prior: Prior) -> Block:
+        """Coordinates that the data say nothing of, such as the rows of a table that none of them looks up."""
+        if not prior.is_diagonal or not bool((prior.diagonal > 0).all()):
+            raise UnsupportedProgram(
+                f"structure='kron': parts of sites {self.anchor.names_of(index)} do not reach the observed sites, and "
+                "their prior is flat or couples them: use structure='full' or 'diag', or give them another prior"
+            )
+        return DiagBlock(prior.diagonal)
 
     def _layer(self, index: Tensor, has_bias: bool, data: str = "") -> KronFactors:
         """The factors over these coordinates, which may be new ones."""
         found = next((layer for layer in self.layers if layer.is_over(index)), None)
         if found is None:
+            out, fan_in = index.shape
+            refuse_too_large(
+                out**2 + fan_in**2,
+                8,
+                f"structure='kron': the factors [{out}, {out}] and [{fan_in}, {fan_in}] of sites "
+                f"{self.anchor.names_of(index.reshape(-1))}",
+                "leave these out (subset=, or a prior of None for them), or use structure='diag'",
+            )
             found = KronFactors.empty(index, has_bias, frozenset({data} if data else ()))
             self.layers.append(found)
         return found
@@ -200,7 +224,7 @@ class KronSum(Sum):
         known = torch.cat([self.index, index]).unique()
         if len(known) > len(self.index):
             size = len(known)
-            refuse_too_large(size**2, 8, f"the curvature [{size}, {size}] of uncaptured sites", "use structure='diag'")
+            refuse_too_large(size**2, 8, f"the curvature [{size}, {size}] of uncaptured sites", _NO_LAYER)
             total = torch.zeros(size, size, dtype=torch.float64, device=index.device)
             places = torch.searchsorted(known, self.index)
             total[places.unsqueeze(1), places] = self.matrix
@@ -262,21 +286,18 @@ class KronSum(Sum):
                     "under 'with pl.settings.using(kron_rounding=1e-9)', which makes them in float64"
                 )
 
-    def _refuse_overlap(self) -> None:
+    def _unreached(self) -> Tensor:
+        """The coordinates that nothing was seen of; those that were seen twice are refused."""
         together = torch.cat([self.index, *(layer.index.reshape(-1) for layer in self.layers)])
         counts = torch.bincount(together, minlength=self.anchor.size)
-        if bool((counts == 1).all()):
-            return
-        twice = bool((counts > 1).any())
-        where = (counts > 1 if twice else counts == 0).nonzero()[:, 0]
-        what = (
-            "share a part of a weight, or are captured as such in some chunks of the data only"
-            if twice
-            else "do not reach the observed sites"
-        )
-        raise UnsupportedProgram(
-            f"structure='kron': products of sites {self.anchor.names_of(where)} {what}: use structure='full' or 'diag'"
-        )
+        twice = (counts > 1).nonzero()[:, 0]
+        if len(twice):
+            raise UnsupportedProgram(
+                f"structure='kron': products of sites {self.anchor.names_of(twice)} share a part of a weight, or are "
+                "captured as such in some chunks of the data only (position embeddings of batches of several lengths): "
+                "use structure='full' or 'diag', or leave them out (subset=, or a prior of None for them)"
+            )
+        return (counts == 0).nonzero()[:, 0]
 
     def _refuse_coupled(self, prior: Prior) -> None:
         """Refuse a prior whose Hessian couples entries of captured weights, with one another or with other sites."""

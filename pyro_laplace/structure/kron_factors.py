@@ -50,11 +50,12 @@ class KronFactors:
         """Whether these are its coordinates."""
         return self.index.shape == index.shape and torch.equal(self.index, index)
 
-    def add_direct(self, direct: Direct, dtype: torch.dtype) -> None:
-        """Add a chunk of a layer that is the likelihood's own."""
+    def add_direct(self, direct: Direct, shared: str, dtype: torch.dtype) -> None:
+        """Add a chunk of a layer that is the likelihood's own; `shared` as in `add`."""
         self.whitened.clear()
-        _add_gram(self.inputs, direct.inputs, dtype)
-        self.count += len(direct.inputs)
+        inputs = direct.means() if shared == "reduce" and direct.live.dim() > 1 else direct.inputs
+        _add_gram(self.inputs, inputs, dtype)
+        self.count += len(inputs)
         self.gradients += direct.information.sum()
 
     def add(self, product: Product, shared: str, with_inputs: bool, dtype: torch.dtype) -> None:
@@ -68,11 +69,14 @@ class KronFactors:
         """
         self.whitened.clear()
         inputs, gradients = product.inputs, product.gradients.transpose(0, 1)  # nti, knto
+        counted = product.counted
         if shared == "reduce" and product.shared:
-            inputs, gradients = inputs.mean(1, keepdim=True), gradients.sum(2, keepdim=True)
+            inputs, gradients = _mean_of_counted(inputs, counted), gradients.sum(2, keepdim=True)
+            counted = None
         if with_inputs:
-            _add_gram(self.inputs, inputs.flatten(0, 1), dtype)
-            self.count += inputs.shape[:2].numel()
+            rows = inputs.flatten(0, 1) if counted is None else inputs[counted]
+            _add_gram(self.inputs, rows, dtype)
+            self.count += len(rows)
         if gradients.shape[2] > 1 and gradients.mT.is_contiguous():  # a convolution's, channels before positions
             _add_products_with_own(self.gradients, gradients.mT.flatten(0, 1), dtype)
         else:
@@ -160,7 +164,17 @@ def by_weight(products: list[Product]) -> list[Product]:
 def _together(uses: list[Product]) -> Product:
     inputs = torch.cat([use.inputs for use in uses], 1)
     gradients = torch.cat([use.gradients.transpose(0, 1) for use in uses], 2).transpose(0, 1)
-    return replace(uses[0], inputs=inputs, gradients=gradients)
+    counted = [torch.ones_like(u.inputs[..., 0], dtype=torch.bool) if u.counted is None else u.counted for u in uses]
+    whole = all(use.counted is None for use in uses)
+    return replace(uses[0], inputs=inputs, gradients=gradients, counted=None if whole else torch.cat(counted, 1))
+
+
+def _mean_of_counted(inputs: Tensor, counted: Tensor | None) -> Tensor:
+    """Of a datum's inputs [n, t, i] over the positions that count, [n, 1, i]."""
+    if counted is None:
+        return inputs.mean(1, keepdim=True)
+    weight = counted.unsqueeze(2).to(inputs)
+    return (inputs * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
 
 
 def _add_gram(total: Tensor, rows: Tensor, dtype: torch.dtype) -> None:

@@ -112,3 +112,23 @@ def test_what_is_not_sparse_is_refused_by_name():
 
     with pytest.raises(pl.InvalidOption, match=r"structure='sparse'.*inner sites \['w'\]"):
         pl.laplace_marginal(model, (torch.randn(300, 700), torch.randn(300)), structure="sparse")
+
+
+@pytest.mark.parametrize("count", [600, 2_000])
+def test_many_groups_in_single_precision(count):
+    """The factor equals its value in double precision, to what single precision resolves."""
+    group = torch.arange(3 * count) % count
+    y = torch.bernoulli(torch.full((3 * count,), 0.5, dtype=torch.float64))
+
+    def model(group, y=None):
+        tau = pyro.sample("tau", dist.HalfNormal(torch.ones((), dtype=y.dtype)))
+        with pyro.plate("groups", count):
+            u = pyro.sample("u", dist.Normal(torch.zeros((), dtype=y.dtype), tau))
+        with pyro.plate("data", len(group)):
+            pyro.sample("y", dist.Bernoulli(logits=u[group]), obs=y)
+
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        marginal = pl.laplace_marginal(model, (group, y.to(dtype)), structure="sparse")
+        found.append(float(marginal.log_marginal({"tau": torch.tensor(0.7, dtype=dtype)})))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
