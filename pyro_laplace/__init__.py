@@ -20,7 +20,7 @@ from pyro_laplace.diagnostics.diagnosis import Diagnosis
 from pyro_laplace.diagnostics.importance import ImportanceDraws, importance_resample
 from pyro_laplace.evidence.evidence import Evidence, log_evidence
 from pyro_laplace.evidence.maximize import maximize_evidence
-from pyro_laplace.inference import fit_nuts, fit_svi
+from pyro_laplace.inference import AutoLaplaceApproximation, fit_nuts, fit_svi
 from pyro_laplace.io.load import load
 from pyro_laplace.io.save import save
 from pyro_laplace.linearized.predictor import LinearizedPredictive
@@ -51,6 +51,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutoLaplace",
+    "AutoLaplaceApproximation",
     "Diagnosis",
     "Evidence",
     "ImportanceDraws",

@@ -4,13 +4,21 @@ A `tuple` is one batch called as ``model(*batch)``, a `dict` one called as ``mod
 ``model(batch)``. Any other iterable (a `DataLoader`, a list) is a sequence of batches, whose items may also be lists.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
-from pyro_laplace._errors import InvalidData
+from pyro_laplace._errors import InvalidData, LaplaceWarning
 
 
 @dataclass(frozen=True)
@@ -23,10 +31,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Data:
-    """A re-iterable of batches; `one_batch` if the caller gave a single one."""
+    """A re-iterable of batches; `one_batch` if the caller gave a single one.
+
+    With `prior_alone`, a program that observes nothing on them has its prior for posterior, and is not refused.
+    """
 
     source: Any
     one_batch: bool
+    prior_alone: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
         if self.one_batch:
@@ -81,7 +93,28 @@ def as_data(data: Any) -> Data:
             f"data is a {type(data).__name__}: give a tuple called as model(*data), a dict called as model(**data), "
             "a tensor called as model(data), () for a model without arguments, or a list or DataLoader of batches"
         )
+    if isinstance(data, DataLoader) and (reason := _other_each_pass(data)) is not None:
+        warnings.warn(
+            f"each pass over the DataLoader has other data: {reason}. A posterior is of one data set, and takes "
+            "several passes: give DataLoader(dataset, batch_size), without sampler and drop_last",
+            LaplaceWarning,
+            stacklevel=3,
+        )
     return Data(data, one_batch=False)
+
+
+def _other_each_pass(loader: DataLoader) -> str | None:
+    """Why a loader's data are others at each pass, as far as its options say."""
+    if isinstance(loader.dataset, IterableDataset):
+        return None
+    sampler = loader.sampler
+    if isinstance(sampler, WeightedRandomSampler | RandomSampler) and sampler.replacement:
+        return f"its {type(sampler).__name__} draws with replacement"
+    shuffles = isinstance(sampler, WeightedRandomSampler | RandomSampler | SubsetRandomSampler)
+    if isinstance(sampler, RandomSampler) and sampler.num_samples < len(sampler.data_source):
+        return f"its sampler draws {sampler.num_samples} of {len(sampler.data_source)}"
+    left = len(sampler) % loader.batch_size if shuffles and loader.drop_last and loader.batch_size else 0
+    return f"it shuffles, and drop_last leaves out {left} of {len(sampler)}" if left else None  # pyright: ignore
 
 
 def _as_batch(item: Any) -> Batch:

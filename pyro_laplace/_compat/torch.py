@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -86,6 +87,25 @@ def cast_like(fn: Any, like: Tensor) -> Any:
         elif isinstance(value, Distribution):
             vars(found)[name] = cast_like(value, like)
     return found
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """What a module was wrapped in, by its users' name for it, and how to get at the module itself."""
+
+    name: str
+    remedy: str
+
+
+def wrapper_of(module: nn.Module) -> Wrapper | None:
+    """What a module is wrapped in that torch's function transforms and modes do not go through; None if in nothing."""
+    if hasattr(module, "_orig_mod"):
+        return Wrapper("torch.compile", "give the module that was compiled, net._orig_mod")
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return Wrapper(type(module).__name__, "give the module inside, net.module")
+    if isinstance(module, torch.jit.ScriptModule):
+        return Wrapper("torch.jit (script or trace)", "give the Python module that it was made of")
+    return None
 
 
 # --- calls and graphs -------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_laplace.data import Batch, Data
+from pyro_laplace.program.mismatch import signature_of
 
 
 def tensor_arguments(model: Callable[..., Any], data: Data) -> dict[str, Tensor]:
@@ -27,14 +28,6 @@ def tensor_arguments(model: Callable[..., Any], data: Data) -> dict[str, Tensor]
         same = all(part is parts[0] or torch.equal(part, parts[0]) for part in parts)
         joined[name] = parts[0] if same or not parts[0].dim() else torch.cat(parts)
     return {name: value.detach() for name, value in joined.items()}
-
-
-def signature_of(model: Callable[..., Any]) -> inspect.Signature | None:
-    """The signature of a program; of a module, its `forward`'s. None of what has none (some C functions)."""
-    try:
-        return inspect.signature(model.forward if isinstance(model, nn.Module) else model)
-    except (TypeError, ValueError):
-        return None
 
 
 def _named(model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:

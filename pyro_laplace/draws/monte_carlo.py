@@ -35,6 +35,19 @@ def draw_log_lik(loop: Loop, draws: Values, progress: bool = False) -> dict[str,
     return _join_batches(loop, _each_chunk(loop, draws, log_lik_of, "log likelihood", progress))
 
 
+def draw_log_prior(loop: Loop, draws: Values) -> dict[str, Tensor]:
+    """Log prior density of every draw, of the constrained values: what of it each site is.
+
+    Args:
+        loop: the program and its data, of which the first chunk is looked at.
+        draws: latent site to draws `[draws, *shape]`, constrained.
+
+    Returns:
+        name of a latent site, or of a factor outside any plate, to `[draws, *batch_shape]`.
+    """
+    return over_draws(loop.program, draws, next(loop.chunks()), _prior_of_sites, sample=False)
+
+
 def draw_observed(loop: Loop, draws: Values, progress: bool = False) -> dict[str, Tensor]:
     """One draw of the observed sites per draw of the latent ones, whether or not `data` holds their values.
 
@@ -69,6 +82,10 @@ def _each_chunk(
 def _means(run: Run, chunk: Chunk) -> dict[str, Tensor]:
     means = {name: Outcome.of(site.fn).expected for name, site in run.observed.items()}
     return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def _prior_of_sites(run: Run, chunk: Chunk) -> dict[str, Tensor]:
+    return {site.name: site.log_prob() for site in [*run.latents.values(), *run.other_priors]}
 
 
 def _observed(run: Run, chunk: Chunk) -> dict[str, Tensor]:

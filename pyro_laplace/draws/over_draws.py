@@ -15,7 +15,7 @@ from pyro_laplace.data import Data
 from pyro_laplace.draws.arguments import tensor_arguments
 from pyro_laplace.draws.density import log_joint_at
 from pyro_laplace.draws.draws import PosteriorDraws
-from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_means, draw_observed
+from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_log_prior, draw_means, draw_observed
 from pyro_laplace.draws.vectorize import over_rows
 from pyro_laplace.likelihood import marginalises_nan
 from pyro_laplace.posterior.own import own_params
@@ -103,6 +103,10 @@ class View:
         """Log likelihood of each datum at the draws, `[draws, *batch dims]`."""
         return self._variables(self._once(draw_log_lik(self.loop, values, self.progress), lead=1))
 
+    def log_prior(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log prior density of each latent site, and of each factor outside any plate, at the draws `[draws]`."""
+        return {name: value.reshape(len(value), -1).sum(1) for name, value in draw_log_prior(self.loop, values).items()}
+
     def replicated(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Observed sites drawn anew at the draws, `[draws, *dims]`."""
         return self._variables(self._once(draw_observed(self.loop, values, self.progress), lead=1))
@@ -154,6 +158,11 @@ class View:
         """Which data of each observed site have an entry that counts, `[*batch dims]`."""
         dims = {name: len(self.batch_dims(name)) for name in self.entries}
         return {n: e.flatten(dims[n]).any(-1) if e.dim() > dims[n] else e for n, e in self.entries.items()}
+
+    @cached_property
+    def counts(self) -> frozenset[str]:
+        """Observed sites whose values are whole numbers."""
+        return frozenset(name for name, site in self.run.observed.items() if site.fn.support.is_discrete)
 
     @cached_property
     def plain(self) -> Program:

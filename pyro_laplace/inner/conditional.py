@@ -124,6 +124,8 @@ def chosen_sites(option: str, patterns: str | Iterable[str], there: tuple[str, .
     Raises:
         InvalidOption: for a pattern that matches nothing, or patterns that match every site.
     """
+    if not isinstance(patterns, Iterable):
+        raise InvalidOption(f"{option}={patterns!r}: give names or globs of the latent sites {list(there)}")
     globs = [patterns] if isinstance(patterns, str) else list(patterns)
     if not globs:
         raise InvalidOption(f"{option} is empty: give 'auto', or names of latent sites among {list(there)}")

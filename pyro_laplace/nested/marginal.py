@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace._typing import Values
 from pyro_laplace.data import Batch, Data, as_data
 from pyro_laplace.inner.conditional import Conditional
 from pyro_laplace.inner.problem import Inner
@@ -116,19 +115,29 @@ class LaplaceMarginal:
         pyro.factor(FACTOR, self.log_marginal(values))
         return values
 
-    def log_marginal(self, values: Values) -> Tensor:
+    def log_marginal(self, values: Mapping[str, Any]) -> Tensor:
         """``log p(y | hyper)`` at one value of each hyper site, or at many at once.
 
         Args:
-            values: hyper site to value `[*batch, *shape]`, in the site's own space.
+            values: hyper site to value `[*batch, *shape]`, in the site's own space; their batches are broadcast.
 
         Returns:
             nats `[*batch]`, with gradients; minus infinity where there is no inner mode.
+
+        Raises:
+            InvalidOption: if a hyper site has no value, or another site has one.
         """
         latents = self._of.program.latents
-        first = latents[self.hyper[0]]
-        batch = values[first.name].shape[: values[first.name].dim() - len(first.shape)]
-        flat = {name: values[name].reshape(-1, *latents[name].shape) for name in self.hyper}
+        if set(values) != set(self.hyper):
+            raise InvalidOption(
+                f"values: give one of each hyper site {list(self.hyper)} and of no other; these are of {sorted(values)}"
+            )
+        like = self._of.program.start
+        given = {name: torch.as_tensor(values[name], dtype=like.dtype, device=like.device) for name in self.hyper}
+        leading = [given[name].shape[: given[name].dim() - len(latents[name].shape)] for name in self.hyper]
+        batch = torch.broadcast_shapes(*leading)
+        wide = {name: given[name].expand((*batch, *latents[name].shape)) for name in self.hyper}
+        flat = {name: value.reshape(-1, *latents[name].shape) for name, value in wide.items()}
         rows = [torch.stack([latents[n].unconstrain(v) for v in value]) for n, value in flat.items()]
         return self._evaluator(torch.cat(rows, -1)).reshape(batch)
 

@@ -132,7 +132,9 @@ def fit_laplace(
     with undisturbed(), torch.no_grad():
         begun = request.begin(data, values, polish, given, ignore=on_not_a_mode == "ignore")
         mode = begun.posterior.judged(begun.moved, begun.stopped)
-        report(mode, on_not_a_mode, LONGER if given else "give a map_guide trained longer")
+        remedy = LONGER if given else "give a map_guide trained longer"
+        others = None if mode.is_mode else begun.search.unlike_passes(begun.posterior)
+        report(mode, on_not_a_mode, others or remedy)
         if mode.is_mode:
             tell_of_expected(begun.search, begun.posterior, curvature, begun.statistical)
             if len(begun.posterior.theta) <= settings.small and structure == "full":

@@ -203,19 +203,19 @@ class Search:
         """The mode of the random coordinates, from the program's start; the others stay."""
         return self._minimised(self.loop.program.start, self.index)
 
-    def unlike_passes(self, theta: Theta) -> str | None:
+    def unlike_passes(self, found: PosteriorAt) -> str | None:
         """What to do about data that are others at each pass, which have no mode; None where they are the same.
 
         Args:
-            theta: where two passes are compared.
+            found: the posterior, of one pass, with whose log joint that of another is compared.
 
         Returns:
             the remedy, with what was seen.
         """
         if self.loop.data.one_batch:
             return None
-        objective = self.objective(theta, self.index)
-        one, other = (-float(objective.value_and_gradient(objective.start)[0]) for _ in range(2))
+        objective = self.objective(found.theta, self.index)
+        one, other = found.log_joint, -float(objective.value_and_gradient(objective.start)[0])
         if abs(one - other) <= settings.same_data * max(1.0, abs(one)):
             return None
         return (

@@ -1,6 +1,6 @@
 """What is wrong with what a model is called with, where the call or its density fails: said in the data's own terms."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from pyro_laplace._compat.torch import leaves_of
 from pyro_laplace._errors import InvalidData, LaplaceError
 from pyro_laplace.data import Batch
+from pyro_laplace.program.mismatch import Failed, named
+from pyro_laplace.program.run import Run
 
 _FOREIGN = ("numpy", "pandas", "xarray", "polars")
 
@@ -23,7 +25,7 @@ def trouble_with(batch: Batch) -> str | None:
     Returns:
         a sentence that names the first such argument; None if there is none.
     """
-    for name, value in _arguments_of(batch):
+    for name, value in named(batch):
         for leaf in leaves_of(value):
             if type(leaf).__module__.split(".")[0] in _FOREIGN and hasattr(leaf, "shape"):
                 kind = f"{type(leaf).__module__.split('.')[0]}.{type(leaf).__name__}"
@@ -31,9 +33,7 @@ def trouble_with(batch: Batch) -> str | None:
             if not isinstance(leaf, Tensor):
                 continue
             if leaf.dim() and not leaf.numel():
-                return (
-                    f"{name} of the data has shape {list(leaf.shape)}: there is nothing to fit. Give at least one datum"
-                )
+                return f"{name} of the data is empty, of shape {list(leaf.shape)}: give at least one datum"
             if leaf.is_floating_point() and leaf.layout == torch.strided and not bool(leaf.isfinite().all()):
                 where = leaf.isfinite().logical_not().nonzero()[0].tolist()
                 return (
@@ -43,32 +43,37 @@ def trouble_with(batch: Batch) -> str | None:
     return None
 
 
-def _other_dtype(batch: Batch) -> str | None:
-    """The first argument whose dtype is not the default one, which priors without one of their own draw."""
-    for name, value in _arguments_of(batch):
-        for leaf in leaves_of(value):
-            if isinstance(leaf, Tensor) and leaf.dtype != torch.get_default_dtype():
-                return (
-                    f"{name} of the data is of {leaf.dtype}, and the program's sites may be of "
-                    f"{torch.get_default_dtype()}: convert one of them, as x.float(), net.double() or "
-                    "torch.set_default_dtype(torch.float64) do"
-                )
-    return None
-
-
-def _arguments_of(batch: Batch) -> list[tuple[str, Any]]:
-    return [*((f"argument {k}", each) for k, each in enumerate(batch.args)), *batch.kwargs.items()]
-
-
 @contextmanager
-def told_of_arguments(batch: Batch) -> Iterator[None]:
-    """Inside, an error of the model's own is one of its arguments, where these explain it."""
+def told_of_arguments(
+    model: Callable[..., Any],
+    batch: Batch,
+    run: Run | None = None,
+    values: Callable[[], Mapping[str, Tensor]] | None = None,
+) -> Iterator[None]:
+    """Inside, an error that a model raises says what of its arguments caused it, where that can be told.
+
+    Args:
+        model: the program.
+        batch: what it is called with.
+        run: what there is of its run, as it goes on.
+        values: gives values of its latent sites; None reads them off the run.
+
+    Raises:
+        InvalidData: if an argument is no tensor, empty or not finite, or does not go with the model.
+        LaplaceError: as the model or the package raised it; UnsupportedProgram, if the model is none.
+        Warning: as the user has made one an error.
+    """
     try:
         yield
-    except LaplaceError:
+    except (LaplaceError, Warning):  # a warning that the user has made an error
         raise
     except Exception as error:  # whatever a model can raise
-        trouble = trouble_with(batch) or (_other_dtype(batch) if "dtype" in str(error) else None)
-        if trouble is None:
+        trouble = trouble_with(batch)
+        if trouble is not None:
+            raise InvalidData(f"{trouble} (the model raised {type(error).__name__}: {error})") from error
+        run = run or Run()
+        known = {name: site.value for name, site in run.latents.items()} if values is None else values()
+        found = Failed(model, batch, known, len(run.observed) + len(known), error).explained()
+        if found is None:
             raise
-        raise InvalidData(f"{trouble} (the model raised {type(error).__name__}: {error})") from error
+        raise found from error

@@ -89,16 +89,18 @@ class Program:
             UnsupportedProgram: if a construct has no Laplace approximation, naming the site and what to do, or if the
                 run changes buffers of the program's modules.
             InvalidData: if an observed value of the first batch is no tensor, or outside its distribution's support; if
-                the model fails on arguments that are no tensors, or empty.
+                the model fails on its arguments: no tensors, empty, too many, of another dtype or shape.
         """
         with undisturbed() as before, modules_kept(model) as kept, torch.no_grad():
             first = data.first()
             fill = start_value if values is None else refuse_missing
-            with torch.enable_grad(), told_of_arguments(first):
-                run = run_model(model, first, Recorder(values or {}, fill=fill, leaves=True, params=params))
+            recorder = Recorder(values or {}, fill=fill, leaves=True, params=params)
+            with torch.enable_grad(), told_of_arguments(model, first, recorder.run):
+                run = run_model(model, first, recorder)
             drew = before is not None and not before.is_current()
             changed = kept.changed()
-            refuse_no_likelihood(run, data.one_batch)
+            if not data.prior_alone:
+                refuse_no_likelihood(run, data.one_batch)
             latents = latent_layout(run)
             refuse_surplus(run, values or {})
             refuse_outside(run)

@@ -158,7 +158,7 @@ class Recorder(Messenger):
         if own_axis is not None:
             self.run.own_axis[msg["name"]] = own_axis
         elif not site_is_deterministic(msg) and not site_is_factor(msg):
-            if msg["is_observed"] or msg["name"] in self.observed:
+            if msg["is_observed"] or self._is_data(msg["name"]):
                 self._observe(msg)
             elif missing:
                 self._leave_out(msg)
@@ -185,6 +185,10 @@ class Recorder(Messenger):
             index = self.indices.get(name)
             msg["value"] = torch.arange(subsample_size, device=fn.device) if index is None else index
             msg["done"] = True
+
+    def _is_data(self, name: str) -> bool:
+        """Whether a site is one of the data; on a call without `obs_mask` it has the name that the user gave it."""
+        return name in self.observed or f"{name}_observed" in self.observed
 
     def _is_missing(self, msg: Any) -> bool:
         """Whether this is the other half of a site with `obs_mask`: what of it was not observed."""
@@ -275,7 +279,7 @@ class Recorder(Messenger):
                 self.run.computed[name] = site
         elif site_is_factor(msg):
             self.run.factors[name] = site
-        elif msg["is_observed"] or name in self.observed:
+        elif msg["is_observed"] or self._is_data(name):
             self.run.observed[name] = site
         elif self._is_missing(msg):
             self.run.missing[name] = site

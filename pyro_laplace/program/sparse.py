@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_laplace._compat.torch import entries_of, leaves_of, own_buffers
+from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace.data import Batch
 
 _PRODUCTS = {"matmul", "__matmul__", "mm", "mv", "_sparse_mm"}
@@ -39,7 +40,24 @@ class SparseProducts(TorchFunctionMode):
                 return self._times(left, right)
             if _is_sparse(right) and not _is_sparse(left):
                 return self._times(right, left.mT if left.dim() > 1 else left, transposed=True)
-        return func(*args, **(kwargs or {}))
+        if func is nn.functional.linear and _is_sparse(args[0]):
+            return self._linear(*args, **(kwargs or {}))
+        try:
+            return func(*args, **(kwargs or {}))
+        except (RuntimeError, NotImplementedError) as error:
+            refused = [leaf for leaf in leaves_of((args, kwargs or {})) if _is_sparse(leaf)]
+            if not refused:
+                raise
+            raise UnsupportedProgram(
+                f"{kind} of a sparse matrix of shape {list(refused[0].shape)} ({refused[0].layout}) has no derivative "
+                "here, only its products with dense tensors have, by @, torch.sparse.mm or a Linear layer: write it "
+                f"so, or give x.to_dense() (torch raised {type(error).__name__}: {error})"
+            ) from error
+
+    def _linear(self, sparse: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``S W' + b``."""
+        product = self._times(sparse, weight.mT)
+        return product if bias is None else product + bias
 
     def _times(self, sparse: Tensor, dense: Tensor, transposed: bool = False) -> Tensor:
         """``S d`` for d [columns] or [columns, k]; with `transposed`, ``(S' d)'``."""

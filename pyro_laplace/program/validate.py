@@ -34,7 +34,8 @@ def latent_layout(run: Run) -> dict[str, Latent]:
     if not run.latents:
         raise UnsupportedProgram(
             "the model has no latent site (is it a Pyro program?): put a prior on what shall be random, with "
-            "pyro.sample(name, prior) or PyroSample(prior)"
+            "pyro.sample(name, prior) or PyroSample(prior); a torch network becomes a program by "
+            "pl.bayesianize(net, prior=..., likelihood=...)"
         )
     latents, start = {}, 0
     for name, site in run.latents.items():

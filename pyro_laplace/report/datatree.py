@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import xarray
 
 
+_OF_DATA = ("observed_data", "posterior_predictive", "prior_predictive")
+"""Groups of values of the observed sites."""
+
+
 def to_datatree(
     model: Callable[..., Any],
     posterior: Any,
@@ -41,8 +45,10 @@ def to_datatree(
     """Everything that ArviZ wants to know of a posterior.
 
     Groups: `posterior` (latent and `pyro.deterministic` sites), `log_likelihood` (per datum, as the program scales and
-    masks it), `posterior_predictive`, `observed_data`, `constant_data` (the model's other tensor arguments),
-    `sample_stats`, `prior` and `prior_predictive` (left out where a prior cannot be drawn).
+    masks it), `log_prior` (of each latent site), `posterior_predictive`, `observed_data`, `constant_data` (the model's
+    other tensor arguments), `sample_stats`, `prior` and `prior_predictive` (left out where a prior cannot be drawn).
+
+    Data that are counts, classes or yes and no have an integer dtype, draws of them too.
 
     `sample_stats` holds `lp`, the log joint density of theta (unconstrained, log-Jacobian included) under the program
     that `log_likelihood` is of; for an `AutoLaplace` also `lp_approx`, its own log density of theta, with which
@@ -74,7 +80,8 @@ def to_datatree(
         InvalidData: if `data` cannot be iterated anew, or hold values outside their distribution's support.
         UnsupportedProgram: if the program cannot be traced, or the posterior lacks one of its sites.
     """
-    from arviz_base import from_dict  # takes a second to load
+    from arviz_base import dict_to_dataset, from_dict  # takes a second to load
+    from xarray import DataTree
 
     data = as_data(data).held()
     draws = draws_of(posterior, data, num_samples)
@@ -95,12 +102,18 @@ def to_datatree(
     groups["observed_data"] = observed
     groups["constant_data"] = view.constant
     groups = {group: values for group, values in groups.items() if values}
-    return from_dict(
-        {group: {name: _as_numpy(value) for name, value in values.items()} for group, values in groups.items()},
+    tree = from_dict(
+        {
+            group: {n: _as_numpy(value, group in _OF_DATA and n in view.counts) for n, value in values.items()}
+            for group, values in groups.items()
+        },
         dims=view.dims,
         coords=dict(coords or {}),
         attrs=_attributes(posterior, predictive, draws, groups),
     )
+    prior = {name: _as_numpy(draws.by_chain(value)) for name, value in view.log_prior(draws.values).items()}
+    tree["log_prior"] = DataTree(dict_to_dataset(prior))  # one number a draw, whatever dims the sites have
+    return tree
 
 
 def _prior_groups(model: Any, view: View, data: Data, num_samples: int) -> dict[str, dict[str, Tensor]]:
@@ -129,8 +142,10 @@ def _prior_groups(model: Any, view: View, data: Data, num_samples: int) -> dict[
         return {}
 
 
-def _as_numpy(value: Tensor) -> np.ndarray:
-    return value.detach().cpu().numpy()
+def _as_numpy(value: Tensor, whole: bool = False) -> np.ndarray:
+    """An array; of whole numbers as integers, unless one is missing."""
+    array = value.detach().cpu().numpy()
+    return array.astype(np.int64) if whole and np.isfinite(array).all() else array
 
 
 def _attributes(posterior: Any, model: Any, draws: PosteriorDraws, groups: Mapping[str, Any]) -> dict[str, dict]:

@@ -26,6 +26,7 @@ from pyro_laplace.linearized.program import LinearizedProgram
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.posterior.own import own_params
+from pyro_laplace.program.arguments import told_of_arguments
 from pyro_laplace.program.module_state import modules_kept
 from pyro_laplace.settings import settings
 
@@ -102,7 +103,9 @@ class Predictive(pyro.infer.Predictive):
             draws, sites = self.posterior_samples, self.return_sites
             if self.guide is not None:
                 draws, sites = self._guide_draws(batch), self.return_sites or None
-            form = Form.of(self.model, batch, _first_draw(draws))
+            first = _first_draw(draws)
+            with told_of_arguments(self.model, batch, values=lambda: first):
+                form = Form.of(self.model, batch, first)
             shapes = form.select(sites, draws)
             values = self._run("model", form, shapes, batch, draws)
             return {name: values[name].reshape(self.num_samples, *shapes[name]).contiguous() for name in shapes}
@@ -141,7 +144,8 @@ class Predictive(pyro.infer.Predictive):
             return
         self._weighed = True
         try:
-            bent = bend_of(self.model, guide, Data(batch, one_batch=True))
+            with told_of_arguments(self.model, batch, values=guide.median):
+                bent = bend_of(self.model, guide, Data(batch, one_batch=True))
         except UnsupportedProgram:  # the model is not the one that the guide was fitted to: nothing can be said
             return
         if bent > settings.linear:

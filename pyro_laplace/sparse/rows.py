@@ -281,4 +281,7 @@ def _moduli() -> list[int]:
     return [number for number in range(1, most + 1) if all(number % other for other in range(2, number))]
 
 
-_REMEDY = "use structure='diag', 'kron' or a subset of sites"
+_REMEDY = (
+    "these data are not of many groups apart: use structure='kron' for layers, 'diag', pl.LowRank(rank), or fewer "
+    "coordinates, subset='last_layer', a pl.Subnetwork or some sites"
+)

@@ -356,3 +356,21 @@ def test_is_the_objective_of_glmmtmb(name, hyper, monkeypatch):
     slopes = torch.autograd.grad(found[0], [*leaves.values()])
     assert max(float(slope[0].abs().max()) for slope in slopes) < 2e-3  # glmmTMB's optimum is ours
     monkeypatch.delitem(sys.modules, "programs", raising=False)
+
+
+def test_values_are_broadcast_and_checked():
+    def model(y):
+        tau, s = pyro.sample("tau", dist.HalfNormal(1.0)), pyro.sample("s", dist.HalfNormal(1.0))
+        with pyro.plate("data", len(y)):
+            u = pyro.sample("u", dist.Normal(0.0, tau))
+            pyro.sample("y", dist.Normal(u, s), obs=y)
+
+    y = torch.tensor([0.3, -1.2, 0.8], dtype=torch.float64)
+    marginal = pl.laplace_marginal(model, y, hyper=["tau", "s"])
+    found = marginal.log_marginal({"tau": 0.7, "s": torch.tensor([0.4, 0.9])})
+    variance = 0.7**2 + torch.tensor([0.4, 0.9], dtype=torch.float64) ** 2
+    expected = dist.Normal(0.0, variance.sqrt().unsqueeze(-1)).log_prob(y).sum(-1)
+    torch.testing.assert_close(found, expected)
+    for values in ({"tau": 0.7}, {"tau": 0.7, "s": 1.0, "sigma": 2.0}):
+        with pytest.raises(pl.InvalidOption, match=r"one of each hyper site \['tau', 's'\] and of no other"):
+            marginal.log_marginal(values)

@@ -343,3 +343,51 @@ def test_arviz_base_is_what_makes_the_tree():
     case = programs.linear()
     tree = pl.to_datatree(case.model, fit(case), case.data, num_samples=2)
     assert tree.posterior.attrs["creation_library_version"] == arviz_base.__version__
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_the_log_prior_of_each_site(batches):
+    """Of the constrained values, each site's own, whatever its axes; a factor outside the plates beside them."""
+
+    def model(x, y=None):
+        a = pyro.sample("a", dist.Gamma(2.0, 3.0))
+        b = pyro.sample("b", dist.Normal(a, 2.0).expand([3]).to_event(1))
+        with pyro.plate("groups", 2):
+            pyro.sample("c", dist.Normal(0.0, 0.5))
+        pyro.factor("more", -0.1 * a)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Poisson((x @ b).exp()), obs=y)
+
+    x, y = torch.randn(9, 3), torch.arange(9.0) % 3
+    draws = {"a": torch.rand(7) + 0.5, "b": torch.randn(7, 3), "c": torch.randn(7, 2)}
+    data = (x, y) if batches == 1 else list(zip(x.split(3), y.split(3), strict=True))
+    tree = pl.to_datatree(model, draws, data, num_prior_samples=0, progress=False)
+    expected = {
+        "a": dist.Gamma(2.0, 3.0).log_prob(draws["a"]),
+        "b": dist.Normal(draws["a"][:, None], 2.0).log_prob(draws["b"]).sum(1),
+        "c": dist.Normal(0.0, 0.5).log_prob(draws["c"]).sum(1),
+        "more": -0.1 * draws["a"],
+    }
+    assert set(tree["log_prior"].data_vars) == set(expected)
+    for name, value in expected.items():
+        assert tree["log_prior"][name].dims == ("chain", "draw")
+        np.testing.assert_allclose(tree["log_prior"][name].values[0], value.numpy(), rtol=1e-5)
+
+
+def test_counts_and_classes_are_integers():
+    """Of all groups that hold values of the observed sites; what is missing keeps them floating."""
+
+    def model(x, y=None, kind=None, size=None):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("count", dist.Poisson((x @ b).exp()), obs=y)
+            pyro.sample("kind", dist.Bernoulli(logits=x @ b), obs=kind)
+            pyro.sample("size", dist.Normal(x @ b, 1.0), obs=size)
+
+    x = torch.randn(12, 2)
+    data = (x, torch.arange(12.0) % 4, torch.arange(12.0) % 2, torch.randn(12))
+    tree = pl.to_datatree(model, {"b": torch.randn(5, 2)}, data, num_prior_samples=4, progress=False)
+    for group in ("observed_data", "posterior_predictive", "prior_predictive"):
+        kinds = {name: tree[group][name].dtype.kind for name in ("count", "kind", "size")}
+        assert kinds == {"count": "i", "kind": "i", "size": "f"}, group
+    assert tree["observed_data"]["count"].values.tolist() == data[1].tolist()

@@ -26,6 +26,8 @@ LAYERS = [
     "_memory",
     "_autodiff",
     "_progress",
+    "state",
+    "sparse",
     "data",
     "program",
     "likelihood",
@@ -42,9 +44,13 @@ LAYERS = [
     "scores",
     "tuning",
     "inference",
+    "inner",
+    "nested",
+    "diagnostics",
     "report",
     "plots",
     "nn",
+    "io",
 ]
 """The rooms and the files beside them, lowest first: each imports from those before it, and from itself."""
 
