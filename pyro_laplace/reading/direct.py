@@ -122,7 +122,8 @@ _VIEWS = frozenset(
 
 def _gives(layer: Layer, eta: Tensor, theta: Tensor) -> bool:
     """Whether position t of the layer is the t-th of eta, and output o its o-th entry, up to what all share."""
-    if layer.inputs.shape[:2].numel() * len(layer.index) != eta.numel():
+    same_outputs = len(layer.index) == eta.shape[-1]
+    if not same_outputs or layer.inputs.shape[:2].numel() * len(layer.index) != eta.numel():
         return False
     if eta.dim() == 2:
         return True

@@ -62,7 +62,7 @@ def refuse_what_does_not_run(model: Callable[..., Any], rest: Data) -> None:
     try:
         with undisturbed(), torch.no_grad():
             Program.trace(model, rest)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, InvalidData) as error:
         raise InvalidData(
             f"the program does not run on a part of the data ({str(error).splitlines()[0]}): give validation_data="
         ) from error

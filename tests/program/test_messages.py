@@ -222,7 +222,7 @@ def test_a_mistake_of_the_models_own(error):
 
 # --- sparse designs -------------------------------------------------------------------------------
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta")
 LAYOUTS = {"csr": torch.Tensor.to_sparse_csr, "csc": torch.Tensor.to_sparse_csc, "coo": torch.Tensor.to_sparse}
 
 
