@@ -93,7 +93,9 @@ WITHOUT = {
 
 
 @pytest.mark.parametrize("case", WITHOUT)
-def test_a_program_without_a_mode_is_told_by_its_site_and_direction(case):
+def test_a_program_without_a_mode_is_told_by_its_site_and_direction(case, dtype):
+    if dtype == torch.float32 and case == "an empty lowest class":
+        pytest.skip("a quarter of a minute of the same in float64")
     model, data, where = WITHOUT[case]
     pyro.set_rng_seed(0)
     with pytest.raises(pl.NotAMode, match=where):

@@ -19,7 +19,7 @@ def test_the_page_on_hierarchies_runs(capsys):
     assert names["draws"]["u"].shape == (1000, 10)
     assert names["rates"].shape == (10,)
     assert bool(((names["rates"] > 0) & (names["rates"] < 1)).all())
-    assert names["mcmc"].get_samples()["tau"].shape == (30,)
+    assert names["mcmc"].get_samples()["tau"].shape == (15,)
     assert names["marginal"].failures == 0
     assert names["mode"]["tau"] > 0
     assert torch.isfinite(guide.hyper_points["tau"]).all()
