@@ -1,7 +1,6 @@
 """Draws of theta from whatever has a density: a posterior of ours, or any Pyro guide."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,19 +132,21 @@ def program_at(model: Callable[..., Any], guide: Any, data: Data) -> Program:
 
     Raises:
         InvalidOption: if the posterior is of another model.
+        UnsupportedProgram: if the program cannot be traced on these data.
     """
     if not hasattr(guide, "latents"):
         return Program.trace(model, data)
-    with suppress(UnsupportedProgram):
+    try:
         return Program.trace(model, data, unpack(guide.latents, guide.theta), own_params(model, guide))
-    own = {name: tuple(latent.shape) for name, latent in guide.latents.items()}
-    there = {name: tuple(latent.shape) for name, latent in Program.trace(model, data).latents.items()}
-    if own != there:
+    except UnsupportedProgram as error:
+        own = {name: tuple(latent.shape) for name, latent in guide.latents.items()}
+        there = {name: tuple(latent.shape) for name, latent in Program.trace(model, data).latents.items()}
+        if own == there:
+            raise
         raise InvalidOption(
             f"this guide is of another model, or of data of another shape: it has the latent sites {own}, and the "
             f"model has {there}"
-        )
-    return Program.trace(model, data, unpack(guide.latents, guide.theta), own_params(model, guide))
+        ) from error
 
 
 def log_prior_of_held(guide: Any, loop: Loop) -> float:

@@ -174,8 +174,9 @@ class Blend:
         return self.log_terms(theta).logsumexp(0)
 
     def matched(self, theta: Tensor, weight: Tensor) -> "Blend":
-        """Each part fitted to its share of weighted draws (Cappe et al. 2008, "Adaptive importance sampling in general
-        mixture classes").
+        """Each part fitted to its share of weighted draws.
+
+        Cappe et al. 2008, "Adaptive importance sampling in general mixture classes".
 
         Args:
             theta: draws [draws, params].
@@ -183,7 +184,7 @@ class Blend:
 
         Returns:
             the mixture; parts without draws are left out.
-        """  # noqa: D205
+        """
         own = weight * self.log_terms(theta).softmax(0).nan_to_num()
         shares = own.sum(1)
         parts = zip(shares, own, self.parts, strict=True)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from pyro_laplace.diagnostics.weights import Shift, Weights
 from pyro_laplace.settings import settings
 
@@ -24,37 +26,40 @@ class Moved:
 
     def bounds(self, errors: float) -> tuple[float, float]:
         """Of the largest move of a mean: least and most that it may be, by so many standard errors."""
-        low = high = 0.0
-        for shift in self._all.values():
-            size = shift.mean.abs()
-            low = max(low, float((size - errors * shift.mean_error).max()))
-            high = max(high, float((size + errors * shift.mean_error).max()))
-        return low, high
+        return _least_and_most([(each.mean, each.mean_error) for each in self._all.values()], errors)
 
     def scale_bounds(self, errors: float) -> tuple[float, float]:
         """The same of the largest log factor of a standard deviation."""
-        low = high = 0.0
-        for shift in self._all.values():
-            size = shift.log_std.abs()
-            low = max(low, float((size - errors * shift.log_std_error).max()))
-            high = max(high, float((size + errors * shift.log_std_error).max()))
-        return low, high
+        return _least_and_most([(each.log_std, each.log_std_error) for each in self._all.values()], errors)
 
     def farthest(self) -> tuple[str, Shift, int]:
         """The site whose mean moves most, with the entry that does."""
-        name = max(self._all, key=lambda each: float(self._all[each].mean.abs().max()))
-        return name, self._all[name], int(self._all[name].mean.abs().argmax())
+        name, place = _largest_of({name: each.mean for name, each in self._all.items()})
+        return name, self._all[name], place
 
     def most_scaled(self) -> tuple[str, Shift, int]:
         """The site whose standard deviation changes most, with the entry that does."""
-        name = max(self._all, key=lambda each: float(self._all[each].log_std.abs().max()))
-        return name, self._all[name], int(self._all[name].log_std.abs().argmax())
+        name, place = _largest_of({name: each.log_std for name, each in self._all.items()})
+        return name, self._all[name], place
 
     @property
     def _all(self) -> dict[str, Shift]:
         """Both, as they are named in a sentence."""
         unconstrained = {f"{name!r} (unconstrained)": shift for name, shift in self.unconstrained.items()}
         return {repr(name): shift for name, shift in self.by_site.items()} | unconstrained
+
+
+def _least_and_most(estimates: list[tuple[Tensor, Tensor]], errors: float) -> tuple[float, float]:
+    """Least and most that the largest of some estimates may be, each with its standard error."""
+    low = max(float((value.abs() - errors * error).max()) for value, error in estimates)
+    high = max(float((value.abs() + errors * error).max()) for value, error in estimates)
+    return max(low, 0.0), high
+
+
+def _largest_of(values: Mapping[str, Tensor]) -> tuple[str, int]:
+    """The name and the place of the entry farthest from zero."""
+    name = max(values, key=lambda each: float(values[each].abs().max()))
+    return name, int(values[name].abs().argmax())
 
 
 def is_clear(moved: Moved) -> bool:

@@ -10,11 +10,11 @@ from pyro_laplace._autodiff import puller, vmapped
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import LaplaceError
-from pyro_laplace.inner.compressed import Compression
 from pyro_laplace.inner.conditional import Conditional
 from pyro_laplace.inner.problem import Inner, InnerSolved, Memory
 from pyro_laplace.inner.rows import Slopes, slopes
 from pyro_laplace.settings import settings
+from pyro_laplace.sparse.compression import Compression
 from pyro_laplace.sparse.factor import SparseIndefinite
 from pyro_laplace.sparse.plan import SparsePlan
 from pyro_laplace.sparse.rows import sparse_symmetric

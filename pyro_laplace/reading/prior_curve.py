@@ -19,7 +19,7 @@ from pyro_laplace.program.program import add_up
 from pyro_laplace.reading.prior import Prior, counted_once, is_free_normal, log_p_of_normal, without_copies
 from pyro_laplace.reading.second_order import Stored
 from pyro_laplace.settings import settings
-from pyro_laplace.sparse.pattern import Pattern
+from pyro_laplace.sparse.compression import Compression
 from pyro_laplace.sparse.symmetric import Symmetric
 
 
@@ -44,7 +44,7 @@ class PriorAt:
     known: Mapping[str, Tensor]
     index: Tensor
     rest: Tensor
-    pattern: Pattern | None = None
+    pattern: Compression | None = None
 
     @property
     def is_diagonal(self) -> bool:
@@ -140,7 +140,7 @@ class PriorCurve:
     moving: bool
     diagonal: bool
     constant: tuple[Scalar, Theta, Tensor, Tensor]
-    pattern: Pattern | None = None
+    pattern: Compression | None = None
 
     @staticmethod
     def of(run: CapturedRun, prior: Prior, jacobian: bool, moving: bool) -> "PriorCurve":
@@ -159,7 +159,7 @@ class PriorCurve:
         # numbers may hide what couples a few coordinates: the form of many is that of the numbers
         diagonal = prior.rest.is_diagonal and not (moving and len(prior.rest.index) <= settings.small)
         entries = None if diagonal else _few_entries(prior)
-        pattern = None if entries is None else Pattern.of(entries)
+        pattern = None if entries is None else Compression.of(entries)
         curve = PriorCurve(anchor, jacobian, normals, moving, diagonal, _nothing(anchor), pattern)
         if moving:
             return curve

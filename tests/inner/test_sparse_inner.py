@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import pyro_laplace as pl
-from pyro_laplace.inner.compressed import Compression
 from pyro_laplace.settings import settings
+from pyro_laplace.sparse.compression import Compression
 from pyro_laplace.sparse.symmetric import Symmetric
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import pyro_laplace as pl
-from pyro_laplace.sparse.pattern import Pattern
+from pyro_laplace.sparse.compression import Compression
 from pyro_laplace.sparse.rows import NotSparse, sparse_rows, sparse_symmetric
 from pyro_laplace.sparse.symmetric import Symmetric
 
@@ -106,7 +106,7 @@ def test_a_symmetric_matrix_and_its_pattern(name):
     found = sparse_symmetric(multiply, [slice(*span) for span in spans], len(hessian), hessian[0])
     scale = hessian.diagonal().sqrt()
     assert_close(found.matrix() / scale / scale[:, None], hessian / scale / scale[:, None], rtol=1e-11, atol=1e-11)
-    pattern, again = Pattern.of(found), Counted(3 * hessian)
+    pattern, again = Compression.of(found), Counted(3 * hessian)
     assert_close(pattern.values(again, hessian[0]), 3 * found.value, rtol=1e-10, atol=1e-10)
     assert again.products <= multiply.products
 
@@ -121,7 +121,7 @@ def test_entries_of_a_pattern_have_a_graph():
         return torch.stack(rows)
 
     found = sparse_symmetric(lambda v: multiply(v).detach(), [slice(0, 60)], 60, x.detach())
-    values = Pattern.of(found).values(multiply, x.detach())
+    values = Compression.of(found).values(multiply, x.detach())
     assert len(values) == 119
     (slope,) = torch.autograd.grad(values.sum(), scale)
     assert_close(slope, -values.sum().detach() / scale.detach())

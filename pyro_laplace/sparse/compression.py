@@ -5,6 +5,7 @@ estimation of sparse Jacobian matrices"). A few columns with entries nearly ever
 each, and give their rows by symmetry, so that they keep no others apart (Powell and Toint 1979).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,18 @@ class Compression:
     def entries(self, products: Tensor) -> Symmetric:
         """H of its products with the vectors [c, size]."""
         return Symmetric(self.size, self.row, self.col, products[self.product, self.place])
+
+    def values(self, multiply: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """The entries of a matrix that has none elsewhere, with the graph of its products.
+
+        Args:
+            multiply: vectors v [v, size] to M v [v, size].
+            like: of the dtype and on the device of the vectors.
+
+        Returns:
+            the entries [nnz].
+        """
+        return multiply(self.seeds.to(like))[self.product, self.place]
 
     def weights(self, values: Tensor) -> Tensor:
         """W [c, size] with ``sum_c w_c' H d_c = sum_ij V_ij H_ij``, of a symmetric V at the entries [nnz]."""
