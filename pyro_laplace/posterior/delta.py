@@ -1,6 +1,6 @@
 """Standard errors of what a program computes, by linearisation at the mode: `AutoLaplace.of`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +71,23 @@ def estimate_of(
         else:
             variance = precision.push(rows).square().sum(1)
     return Estimate(mean.reshape(shape), variance.clamp(min=0).sqrt().to(mean).reshape(shape))
+
+
+def mixed(estimates: Sequence[Estimate], weights: Tensor) -> Estimate:
+    """Of a mixture: ``m = sum_k w_k m_k``, and the root of ``sum_k w_k (s_k^2 + (m_k - m)^2)``.
+
+    Args:
+        estimates: m_k and s_k of each component.
+        weights: w_k, which sum to one [components].
+
+    Returns:
+        the estimate.
+    """
+    means = torch.stack([each.mean for each in estimates])
+    each = weights.to(means).reshape(-1, *[1] * (means.dim() - 1))
+    mean = (each * means).sum(0)
+    variances = torch.stack([estimate.std for estimate in estimates]).square() + (means - mean).square()
+    return Estimate(mean, (each * variances).sum(0).sqrt())
 
 
 def _run(program: Program, chunk: Chunk, without_data: bool) -> Run:

@@ -15,9 +15,10 @@ from pyro_laplace.data import as_data
 from pyro_laplace.posterior.expected import tell_of_expected
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mass import tell_of_far_mass
-from pyro_laplace.posterior.mixture import LaplaceMixture, fit_mixture
+from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.posterior.mode_check import report
 from pyro_laplace.posterior.request import Request
+from pyro_laplace.posterior.several import fit_mixture
 from pyro_laplace.posterior.subset import Subset
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.options import Structure
@@ -44,7 +45,7 @@ def fit_laplace(
 def fit_laplace(
     model: Callable[..., Any],
     data: Any,
-    map_guide: list[Any] | tuple[Any, ...],
+    map_guide: list[Any] | tuple[Any, ...] | LaplaceMixture,
     *,
     subset: Subset = "all",
     structure: Structure = "full",
@@ -81,7 +82,7 @@ def fit_laplace(
         model: a Pyro program.
         data: a batch (tuple, dict or tensor), or a re-iterable of batches. Observed sites are those that have a value.
         map_guide: an `AutoDelta` at the mode, however it was trained, or a mapping of site values; None fits it first.
-            A list or tuple of them gives a `LaplaceMixture`, a Gaussian around each.
+            A list or tuple of them, or an ensemble, gives a `LaplaceMixture`, a Gaussian around each.
         subset: the random sites, the others are held at the mode: "all", "last_layer", site names or globs, a callable
             of the site name, or a `Subnetwork` of single coordinates.
         structure: of the precision: "full"; "block" (dense for each site); "kron" (a Kronecker product per layer,
@@ -118,6 +119,7 @@ def fit_laplace(
         IndefiniteCurvature: if the precision is not positive definite, naming the sites to blame.
     """
     start = time.perf_counter()
+    map_guide = map_guide.points if isinstance(map_guide, LaplaceMixture) else map_guide
     if isinstance(map_guide, list | tuple):
         chosen = {"subset": subset, "structure": structure, "curvature": curvature, "jacobian": jacobian}
         chosen |= {"polish": polish, "on_not_a_mode": on_not_a_mode, "progress": progress}

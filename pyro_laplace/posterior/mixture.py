@@ -1,10 +1,9 @@
 """`LaplaceMixture`: several Laplace posteriors of one program as one guide."""
 
 import copy
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -16,18 +15,20 @@ from torch.distributions import biject_to
 
 from pyro_laplace._compat.pyro import auxiliary_name, prototype_frames, share_params, stripped_trace, undisturbed
 from pyro_laplace._errors import InvalidOption, check_option
-from pyro_laplace._typing import Theta, Values
+from pyro_laplace._typing import Matrix, Theta, Values
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data, as_data
 from pyro_laplace.mode.given import values_given
 from pyro_laplace.mode.mode import Mode
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture_density import POINT, MixtureDensity
-from pyro_laplace.posterior.subset import Subnetwork, Subset
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import Latent
 from pyro_laplace.structure.diag import DiagBlock
 from pyro_laplace.structure.precision import Precision
+
+if TYPE_CHECKING:
+    from pyro_laplace.posterior.delta import Estimate
 
 WEIGHTS = ("evidence", "equal")
 """How components may be weighted."""
@@ -101,7 +102,7 @@ class LaplaceMixture(AutoGuide):
         Raises:
             InvalidOption: if that is not a list of guides or mappings.
         """
-        _check_starts("map_guides", map_guides)
+        check_starts("map_guides", map_guides)
         data = as_data(data)
         return LaplaceMixture([_point(model, data, guide) for guide in map_guides], weights="equal")
 
@@ -114,6 +115,11 @@ class LaplaceMixture(AutoGuide):
     def components(self) -> tuple[AutoLaplace, ...]:
         """The posteriors."""
         return tuple(self._components)
+
+    @property
+    def points(self) -> list[dict[str, Tensor]]:
+        """The components' modes as starts for `fit_laplace`: site values of each."""
+        return [component.median() for component in self.components]
 
     @property
     def log_evidence(self) -> float:
@@ -144,6 +150,26 @@ class LaplaceMixture(AutoGuide):
     def variance(self) -> Theta:
         """Marginal variances of theta: within components, and between them."""
         return self.get_posterior().variance
+
+    @property
+    def covariance(self) -> Matrix:
+        """Covariance of theta, dense [params, params]: within components, and between them."""
+        return self.get_posterior().covariance_matrix
+
+    @torch.no_grad()
+    def of(self, name: str, data: Any = None) -> "Estimate":
+        """Mean and standard deviation of a value that the program computes, by the delta method at each component.
+
+        Args:
+            name: of a deterministic site (``pyro.deterministic``), or of a latent one, in its own space.
+            data: what the program is called with, as in `AutoLaplace.of`.
+
+        Returns:
+            ``mean`` and ``std``, of the site's shape: within components, and between them.
+        """
+        from pyro_laplace.posterior.delta import mixed
+
+        return mixed([each.of(name, data) for each in self.components], self.weights)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """The mixture as a `MixtureDensity` over all of theta; the arguments are ignored."""
@@ -253,49 +279,6 @@ class LaplaceMixture(AutoGuide):
         return new
 
 
-def fit_mixture(fit: Callable[..., AutoLaplace], starts: Any, subset: Subset, weights: str | None) -> LaplaceMixture:
-    """A Laplace posterior from each start, and their mixture.
-
-    Args:
-        fit: gives the posterior from one start; it takes `curvature`.
-        starts: list or tuple of mode guides or mappings.
-        subset: of `fit_laplace`.
-        weights: "evidence", "equal", or None for evidence.
-
-    Returns:
-        the mixture.
-
-    Raises:
-        InvalidOption: for an unknown weighting, if the starts are not mode guides, or if the random coordinates would
-            be chosen at each.
-    """
-    start = time.perf_counter()
-    check_option("weights", weights, (None, *WEIGHTS))
-    _check_starts("map_guide", starts)
-    if isinstance(subset, Subnetwork) and subset.mask is None:
-        raise InvalidOption(
-            "subset=Subnetwork(size=...) chooses other coordinates at each mode, and a mixture needs the same: give "
-            "Subnetwork(mask=...)"
-        )
-    components = [_from_start(fit, number, map_guide) for number, map_guide in enumerate(starts)]
-    if len({each.curvature for each in components}) > 1:  # "auto" is one curvature, of all or of none
-        components = [
-            each if each.curvature == "ggn" else _from_start(fit, number, starts[number], curvature="ggn")
-            for number, each in enumerate(components)
-        ]
-    mixture = LaplaceMixture(components, weights=weights or "evidence")
-    mixture.fit_seconds = time.perf_counter() - start
-    return mixture
-
-
-def _from_start(fit: Callable[..., AutoLaplace], number: int, map_guide: Any, **options: str) -> AutoLaplace:
-    try:
-        return fit(map_guide, **options)
-    except Exception as error:
-        error.add_note(f"raised for map_guide[{number}]")
-        raise
-
-
 def _point(model: Callable[..., Any], data: Data, map_guide: Any) -> AutoLaplace:
     """A component at the point given, with infinite precision."""
     with undisturbed(), torch.no_grad():
@@ -334,7 +317,7 @@ def _weights(components: Iterable[AutoLaplace], weights: str) -> Tensor:
     return evidences.softmax(0)
 
 
-def _check_starts(option: str, starts: Any) -> None:
+def check_starts(option: str, starts: Any) -> None:
     """Refuse what is not a list of guides or mappings."""
     if not isinstance(starts, list | tuple) or not starts:
         kind = "empty" if starts in ([], ()) else f"a {type(starts).__name__}"

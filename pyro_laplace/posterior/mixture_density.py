@@ -67,6 +67,16 @@ class MixtureDensity(TorchDistribution):
         deviation = self.modes - self._averaged(self.modes)
         return self._averaged(self.std.square() + deviation.square()).expand(*self.batch_shape, -1)
 
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """``sum_k w_k (Lambda_k^-1 + (theta_k - mean) (theta_k - mean)')`` [params, params]."""
+        away = (self.modes - self._averaged(self.modes)).double()
+        total = torch.einsum("k, kp, kq -> pq", self.weights, away, away)
+        if not bool(self.held.all()):
+            for weight, each in zip(self.weights, self.components, strict=True):
+                total[each.index.unsqueeze(-1), each.index] += weight * each.covariance.double()
+        return total.to(self.modes)
+
     def log_terms(self, theta: Tensor) -> Tensor:
         """``log w_k N_k`` of the random coordinates of theta `[*batch, params]`, `[*batch, components]`."""
         log_normal = torch.stack([_log_normal(component, theta) for component in self.components], -1)

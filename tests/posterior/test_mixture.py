@@ -294,3 +294,21 @@ def test_an_error_says_which_start_it_is_of():
     with pytest.raises(pl.UnsupportedProgram) as error:
         pl.fit_laplace(bimodal, (Y,), [*starts(6.0), {"u": torch.tensor(1.0)}])
     assert error.value.__notes__ == ["raised for map_guide[1]"]
+
+
+def test_the_covariance_is_that_within_and_between_components():
+    mass, mean, std = exact_bimodal()
+    weights = mass / mass.sum()
+    within, middle = (weights * std.square()).sum(), (weights * mean).sum()
+    expected = within + (weights * (mean - middle).square()).sum()
+    assert_close(fit_bimodal().covariance, expected.reshape(1, 1), rtol=1e-8, atol=0)
+
+
+def test_a_value_that_the_program_computes_has_the_mixtures_mean_and_deviation():
+    mass, mean, std = exact_bimodal()
+    weights = mass / mass.sum()
+    found = fit_bimodal().of("t", Y)
+    middle = (weights * mean).sum()
+    assert_close(found.mean, middle, rtol=1e-8, atol=0)
+    spread = (weights * (std.square() + (mean - middle).square())).sum().sqrt()
+    assert_close(found.std, spread, rtol=1e-8, atol=0)
