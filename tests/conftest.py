@@ -1,7 +1,9 @@
 """What holds for every test: a clean Pyro, a fixed seed, and nothing global left behind."""
 
 from collections.abc import Iterator
+from zlib import crc32
 
+import jaxtyping
 import pyro
 import pytest
 import torch
@@ -23,6 +25,20 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("pyro_laplace")
+
+TYPED = 3
+"""One test in so many checks the types of what it calls: in all of them the checks take half of the run's time."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--types all` checks types in every test."""
+    parser.addoption("--types", choices=("sampled", "all"), default="sampled")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Switch the checks of types by the test's name, so that a test behaves alike wherever it runs."""
+    checked = item.config.getoption("--types") == "all" or crc32(item.nodeid.encode()) % TYPED == 0
+    jaxtyping.config.update("jaxtyping_disable", not checked)
 
 
 def global_state() -> dict:
