@@ -77,7 +77,8 @@ class Maximum:
         """
         mode = self.posterior.judged(self.moved, self.stopped)
         if self.log_evidence is None:  # else it is the linearised program's mode that counts
-            report(mode, on_not_a_mode, "find it again under the new prior: refit=True")
+            others = None if mode.is_mode else self.search.unlike_passes(self.posterior)
+            report(mode, on_not_a_mode, others or "find it again under the new prior: refit=True")
         known = self.search.hyperparameters().values
         guide = self.search.guide(self.posterior, mode, {**known, **self.found.values})
         guide.path = replace(self.path, kept=keep)

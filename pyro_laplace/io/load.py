@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from pyro_laplace._errors import InvalidData, UnsupportedProgram
-from pyro_laplace.data import as_data
+from pyro_laplace.data import Data, as_data
 from pyro_laplace.io.file import read
 from pyro_laplace.io.records import explored_again, laplace_again, moved_to, sites_again
 from pyro_laplace.nested.guide import NestedLaplace
+from pyro_laplace.nn.network import BayesianNetwork, run_priors
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.program.program import Program
@@ -32,7 +33,9 @@ def load(
         path: of a file that `save` wrote. Reading it runs no code from it.
         model: the Pyro program that the posterior is of.
         data: what the program is called with, new data will do. Where it is given, the program is run once, and
-            refused if its latent sites are not those of the file; else that shows where the guide is first used.
+            refused if its latent sites are not those of the file. Without data that is asked of what runs without: the
+            priors of a `bayesianize`d network, and a program that closes over its data. Of another program it shows
+            where the guide is first used.
         device: where to put it; None for the processor.
 
     Returns:
@@ -53,14 +56,11 @@ def load(
             "it again"
         ) from error
     if data is not None:
-        program = Program.trace(model, as_data(data), None, guide.hyperparameters)
-        _refuse_other_sites(path, latents, program.latents)
-        dtype = program.start.dtype
-        if dtype != guide.theta.dtype:
-            raise UnsupportedProgram(
-                f"{path} holds a posterior of {guide.theta.dtype}, and the model is of {dtype}: use the dtype that it "
-                "was fitted in (torch.set_default_dtype, module.to)"
-            )
+        _refuse_other_model(path, latents, guide, Program.trace(model, as_data(data), None, guide.hyperparameters))
+    elif isinstance(model, BayesianNetwork):
+        _refuse_other_model(path, latents, guide, _priors_of(model), whole=False)
+    elif (program := _without_data(model, guide)) is not None:
+        _refuse_other_model(path, latents, guide, program)
     return guide
 
 
@@ -83,16 +83,47 @@ def _posterior_again(
     return guide
 
 
-def _refuse_other_sites(path: Any, saved: Mapping[str, Latent], own: Mapping[str, Latent]) -> None:
-    """Refuse a model with other latent sites than the file's."""
-    missing, surplus = [n for n in saved if n not in own], [n for n in own if n not in saved]
+def _priors_of(network: BayesianNetwork) -> Program:
+    """The priors of a network's parameters, which need no data, as a program."""
+
+    def priors() -> None:
+        run_priors(network)
+
+    return Program.trace(priors, Data((), one_batch=True, prior_alone=True))
+
+
+def _without_data(model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture) -> Program | None:
+    """The program run on nothing; None where it wants data, whatever it says then."""
+    try:
+        return Program.trace(model, as_data(()), None, guide.hyperparameters)
+    except Exception:  # of the user's code, called as it may not be meant to
+        return None
+
+
+def _refuse_other_model(
+    path: Any, saved: Mapping[str, Latent], guide: AutoLaplace | LaplaceMixture, program: Program, whole: bool = True
+) -> None:
+    """Refuse a model with other latent sites than the file's, or of another dtype; `whole` if it shows all it has."""
+    _refuse_other_sites(path, saved, program.latents, whole)
+    dtype = program.start.dtype
+    if dtype != guide.theta.dtype:
+        raise UnsupportedProgram(
+            f"{path} holds a posterior of {guide.theta.dtype}, and the model is of {dtype}: use the dtype that it "
+            "was fitted in (torch.set_default_dtype, module.to)"
+        )
+
+
+def _refuse_other_sites(path: Any, saved: Mapping[str, Latent], own: Mapping[str, Latent], whole: bool) -> None:
+    """Refuse a model with other latent sites than the file's; of a part of a model, one with others beside them."""
+    missing, surplus = [n for n in saved if n not in own and whole], [n for n in own if n not in saved]
     if missing or surplus:
         raise UnsupportedProgram(
             f"{path} is a posterior of the sites {list(saved)}, and the model has {list(own)}"
             f"{f', without {missing}' if missing else ''}{f', with {surplus} besides' if surplus else ''}: give the "
             "model that it was fitted to"
         )
-    for name, latent in saved.items():
+    known = {name: latent for name, latent in saved.items() if name in own}
+    for name, latent in known.items():
         if latent.shape != own[name].shape:
             raise UnsupportedProgram(
                 f"site {name!r} has the shape {tuple(latent.shape)} in {path}, and {tuple(own[name].shape)} in the "
@@ -103,5 +134,5 @@ def _refuse_other_sites(path: Any, saved: Mapping[str, Latent], own: Mapping[str
                 f"site {name!r} has the support {latent.support} in {path}, and {own[name].support} in the model: its "
                 "prior is another one now"
             )
-    if list(saved) != list(own):
+    if list(known) != list(own):
         raise UnsupportedProgram(f"{path} has its sites in the order {list(saved)}, and the model in {list(own)}")

@@ -44,6 +44,15 @@ class FunctionMixture(TorchDistribution):
         return self.components.mean.mean(0)
 
     @property
+    def probs(self) -> Tensor:
+        """Class probabilities averaged over draws, of classes: as the likelihood's own `probs` lays them out.
+
+        Raises:
+            AttributeError: if y is no class.
+        """
+        return _probs_of(self, self.components).mean(0)
+
+    @property
     def variance(self) -> Tensor:
         """The mean of the likelihood's variance, and the variance of its mean."""
         return self.components.variance.mean(0) + self.components.mean.var(0, correction=0)
@@ -102,6 +111,15 @@ class DistributionMixture(TorchDistribution):
         return average(self.weights, [component.mean for component in self.components])
 
     @property
+    def probs(self) -> Tensor:
+        """``sum_k w_k p_k`` of class probabilities, of classes.
+
+        Raises:
+            AttributeError: if y is no class.
+        """
+        return average(self.weights, [_probs_of(self, component) for component in self.components])
+
+    @property
     def variance(self) -> Tensor:
         """The mean of the components' variances, and the variance of their means."""
         between = [(component.mean - self.mean).square() for component in self.components]
@@ -123,6 +141,21 @@ class DistributionMixture(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DistributionMixture":  # pyright: ignore[reportIncompatibleMethodOverride]
         """The mixture of the expanded components."""
         return DistributionMixture(self.weights, [component.expand(batch_shape) for component in self.components])
+
+
+_CLASSES = (torch.distributions.Bernoulli, torch.distributions.Categorical, torch.distributions.OneHotCategorical)
+"""Of one class, and with its probabilities; what derives from them too."""
+
+
+def _probs_of(mixture: Any, component: Any) -> Tensor:
+    """Class probabilities of a component."""
+    if isinstance(component, FunctionMixture | DistributionMixture):
+        return component.probs
+    base = innermost(component)
+    if not isinstance(base, _CLASSES):
+        raise AttributeError(f"{mixture!r} has no probs: its y are no classes")
+    probs: Any = base.probs
+    return probs.expand(component.shape() + probs.shape[len(base.batch_shape) + len(base.event_shape) :])
 
 
 def average(weights: Tensor, values: Sequence[Tensor]) -> Tensor:

@@ -42,6 +42,8 @@ class LinearizedPredictive:
     - Bernoulli and Binomial data: logits ``f / sqrt(1 + pi/8 v)``. It is the probability that is averaged: a sum of
       several trials has the right mean, and too little variance, but with ``link="sample"``.
     - Categorical, OneHotCategorical and Multinomial data: as `link` says.
+    - OrderedLogistic data: ordered classes with probabilities averaged over draws of eta, whatever `link` is. Their
+      `mean` and `variance` are those of the classes as the numbers 0, 1, ...
     - others: as their family says, if it was registered with a `predictive` of its own; else a `FunctionMixture` over
       draws of eta.
     - data of a mixture: `Bernoulli` and classes with averaged probabilities, else a `DistributionMixture`.

@@ -5,11 +5,12 @@ network: its draws through the nonlinear network ruin the prediction (Immer et a
 Bayesian neural nets via local linearization").
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pyro
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -90,7 +91,7 @@ class LinearizedProgram:
             return self._run(kept, args, kwargs)
 
     def _run(self, kept: ModulesKept, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | dict[str, Tensor]:
-        prior = _PriorOnly(frozenset(self.guide.observed))
+        prior = _PriorOnly(self.guide)
         params = own_params(self.model, self._built_at)
         with ParamsHeld(params), prior:
             self.model(*args, **kwargs)
@@ -99,7 +100,7 @@ class LinearizedProgram:
         chunk = Chunk(Batch(args, kwargs), prior.indices)
         program = replace(self._program, params=params) if params else self._program
         distributions = self._distributions(program, theta, chunk)
-        values = {name: _emit(msg, distributions[name]) for name, msg in prior.observed.items()}
+        values = {name: prior.emit(name, distributions[name]) for name in prior.names}
         return next(iter(values.values())) if len(values) == 1 else values
 
     def _distributions(self, program: Program, theta: Tensor, chunk: Chunk) -> dict[str, Any]:
@@ -120,25 +121,49 @@ class LinearizedProgram:
 
 
 class _PriorOnly(Messenger):
-    """Lets the latent sites of a program through, and keeps the observed ones for later."""
+    """Lets the latent sites of a program through, and keeps the observed ones for later.
 
-    def __init__(self, observed: frozenset[str]) -> None:
+    One with `obs_mask` is three statements to Pyro: what was observed, what was not, and both as one.
+    """
+
+    def __init__(self, guide: AutoLaplace | LaplaceMixture) -> None:
         super().__init__()
-        self.names = observed
+        self.observed = guide.observed
+        self.held = {f"{name}{half}" for name in self.observed for half in ("", *_HALVES)}
         self.latents: dict[str, Tensor] = {}
-        self.observed: dict[str, Any] = {}
+        self.recorded: dict[str, Any] = {}
         self.indices: dict[str, Tensor] = {}
 
+    @property
+    def names(self) -> Iterator[str]:
+        """The observed sites of this call."""
+        return (name for name in self.observed if name in self.recorded)
+
+    def emit(self, name: str, fn: Any) -> Tensor:
+        """Sample an observed site as the program does, of another distribution; its value."""
+        observed, unobserved = (self.recorded.get(f"{name}{half}") for half in _HALVES)
+        if observed is None or unobserved is None:
+            return _emit(self.recorded[name], fn)
+        values, others = _emit(observed, fn), _emit(unobserved, fn)
+        seen = torch.as_tensor(observed["mask"], device=values.device)
+        seen = seen.reshape(seen.shape + (1,) * len(fn.event_shape))
+        with _As(self.recorded[name]):
+            return pyro.deterministic(name, torch.where(seen, values, others), event_dim=len(fn.event_shape))
+
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            self.observed[msg["name"]] = dict(msg)
+        if msg["name"] in self.held:
+            self.recorded[msg["name"]] = dict(msg)
             msg["stop"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self.indices[msg["name"]] = msg["value"]
-        elif msg["name"] not in self.names and not (site_is_deterministic(msg) or site_is_factor(msg)):
+        elif msg["name"] not in self.held and not (site_is_deterministic(msg) or site_is_factor(msg)):
             self.latents[msg["name"]] = msg["value"]
+
+
+_HALVES = ("_observed", "_unobserved")
+"""What Pyro adds to the name of a site with `obs_mask`."""
 
 
 class _As(Messenger):

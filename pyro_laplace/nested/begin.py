@@ -1,18 +1,20 @@
 """What is asked of a nested approximation, checked once: the hyper sites, and how the inner problem is solved."""
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from pyro_laplace._errors import InvalidOption, NotAMode, check_option
+from pyro_laplace._errors import InvalidOption, LaplaceWarning, NotAMode, check_option
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.network import is_network
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import Data
 from pyro_laplace.inner.conditional import Conditional, chosen_sites, refuse_inner_parents
 from pyro_laplace.inner.dense import DenseInner
+from pyro_laplace.inner.derivatives import Derivatives
 from pyro_laplace.inner.problem import Inner
 from pyro_laplace.inner.searched import SearchedInner
 from pyro_laplace.inner.sparse import SparseInner
@@ -88,9 +90,25 @@ def begin(
     else:
         names = chosen_sites("hyper", hyper, tuple(program.latents))
         refuse_inner_parents(program, names, next(loop.chunks()))
+    _tell_of_shared(program, loop, names)
     of = Conditional.of(loop, names)
     inner = _inner_problem(of, structure, curvature)
     return Nesting(*_with_mode(of, inner), reasons)
+
+
+def _tell_of_shared(program: Program, loop: Loop, hyper: Collection[str]) -> None:
+    """Warn of an enumerated site that all data share: the inner density then has a mode for each of its values."""
+    shared = program.shared_discrete(next(loop.chunks()))
+    inner = [name for name in program.latents if name not in hyper]
+    if shared and inner:
+        warnings.warn(
+            f"the enumerated site {shared[0]!r} is outside the data's plate, and all data share it: at given hyper "
+            f"points the inner sites {inner} may have a mode for each of its values, of which the nested approximation "
+            f"sees one. Fit the program at each value, poutine.condition(model, data={{{shared[0]!r}: value}}), and "
+            "weigh the posteriors by their log_evidence",
+            LaplaceWarning,
+            stacklevel=4,
+        )
 
 
 def _inner_problem(of: Conditional, structure: Structure, curvature: str) -> Inner:
@@ -116,12 +134,12 @@ def _inner_problem(of: Conditional, structure: Structure, curvature: str) -> Inn
 def _by_exact_hessians(of: Conditional, structure: Structure) -> Inner:
     """By exact Hessians: dense ones of few inner coordinates, or of many that are coupled with many."""
     if structure == "full" or (structure == "auto" and of.inner_index.numel() <= settings.small):
-        return DenseInner(of)
+        return DenseInner(Derivatives(of))
     try:
         return SparseInner.find(of)
     except NotSparse as error:
         if structure == "auto":
-            return DenseInner(of)
+            return DenseInner(Derivatives(of))
         names = [name for name in of.inner if bool(_holds(of, name, error.places))]
         raise InvalidOption(
             f"structure='sparse': {len(error.places)} coordinates of the inner sites {names} are coupled with many "

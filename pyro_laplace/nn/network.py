@@ -1,6 +1,7 @@
 """A network whose parameters are drawn from priors each time it is called."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -66,11 +67,16 @@ class BayesianNetwork(PyroModule):
         """
         network = self._network
         try:
-            with plain_layers():
+            with plain_layers(), _told_of_packing(network):
                 return pick(functional_call(network, self.draw(), args, kwargs), self.output)
         finally:
             for layer in network.modules():
                 _renew_flat_weights(layer)
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Names of the network's parameters that are neither random nor trained."""
+        return frozenset(dict(self._network.named_parameters()).keys() - {*self.priors, *self.trained})
 
     def draw(self) -> dict[str, Tensor]:
         """The parameters that have a prior or are trained, by name; drawn once in a call of the model."""
@@ -117,6 +123,33 @@ class BayesianNetwork(PyroModule):
         child = own_children(self)[name]
         assert child is not None
         return child
+
+
+_NO_STORAGE = "Cannot access data pointer of Tensor that doesn't have storage"
+"""What torch says of a packed sequence in a recurrent layer under `torch.func`: its kernel reads sizes from memory."""
+
+
+class PackedSequence(UnsupportedProgram, RuntimeError):
+    """A packed sequence where `torch.func` is needed; a RuntimeError too, for what has another way to go."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the network packs its sequences, and torch cannot take such a recurrent layer's derivatives by "
+            "torch.func, which is needed where not all uses of its weights are seen: the last state of a packed "
+            "sequence, say. Give the layer the padded sequence, and take the output at each one's last step, "
+            "out[torch.arange(len(out)), lengths - 1], which is the same; or use subset='last_layer'"
+        )
+
+
+@contextmanager
+def _told_of_packing(network: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        recurrent = any(isinstance(layer, nn.RNNBase) for layer in network.modules())
+        if recurrent and ("_pack_padded_sequence" in str(error) or _NO_STORAGE in str(error)):
+            raise PackedSequence from None
+        raise
 
 
 class NetworkProgram(BayesianNetwork):

@@ -203,11 +203,12 @@ class Search:
         """The mode of the random coordinates, from the program's start; the others stay."""
         return self._minimised(self.loop.program.start, self.index)
 
-    def unlike_passes(self, found: PosteriorAt) -> str | None:
+    def unlike_passes(self, found: PosteriorAt, beside: float = 0.0) -> str | None:
         """What to do about data that are others at each pass, which have no mode; None where they are the same.
 
         Args:
             found: the posterior, of one pass, with whose log joint that of another is compared.
+            beside: log likelihood of what else it is of, which no pass visits.
 
         Returns:
             the remedy, with what was seen.
@@ -215,7 +216,7 @@ class Search:
         if self.loop.data.one_batch:
             return None
         objective = self.objective(found.theta, self.index)
-        one, other = found.log_joint, -float(objective.value_and_gradient(objective.start)[0])
+        one, other = found.log_joint, beside - float(objective.value_and_gradient(objective.start)[0])
         if abs(one - other) <= settings.same_data * max(1.0, abs(one)):
             return None
         return (

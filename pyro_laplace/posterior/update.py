@@ -87,7 +87,9 @@ def update(
         found = further.at(guide.theta)
         found = further.moved(found) if move else found
         mode = found.judged(guide.mode.moved or not torch.equal(found.theta, guide.theta), None)
-        report(mode, on_not_a_mode, "fit all data jointly from here: fit_laplace(model, all_data, guide.median())")
+        others = None if mode.is_mode else further.unlike_passes(found)
+        remedy = "fit all data jointly from here: fit_laplace(model, all_data, guide.median())"
+        report(mode, on_not_a_mode, others or remedy)
         updated = further.search.guide(found, mode, guide.hyperparameters)
     updated.fit_seconds = time.perf_counter() - start
     return updated
@@ -152,6 +154,10 @@ class _Further:
                 break
             found = self.at(theta)
         return found
+
+    def unlike_passes(self, found: PosteriorAt) -> str | None:
+        """What to do about new data that are others at each pass; None where they are the same."""
+        return self.search.unlike_passes(found, self.kept.at(found.theta).log_lik)
 
     def _log_joint(self, theta: Theta) -> float:
         objective = self.search.objective(theta, self.search.index)

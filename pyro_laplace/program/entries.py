@@ -107,9 +107,9 @@ class Support:
         return self.constraint is not None and self.constraint.is_discrete
 
     @property
-    def bounds(self) -> list[Tensor]:
-        """The bounds that may be another datum's, or depend on a parameter: they are tensors."""
-        return [each for each in self._bounds if isinstance(each, Tensor)]
+    def bounds(self) -> dict[str, Tensor]:
+        """The bounds, by name, that may be another datum's, or depend on a parameter: they are tensors."""
+        return {name: each for name, each in self._bounds.items() if isinstance(each, Tensor)}
 
     def of_no_tensor(self) -> "Support":
         """One that holds it, and that no parameter has a part in: a number of trials may be one of `torch.func`'s."""
@@ -140,7 +140,7 @@ class Support:
         if self.constraint is constraints.simplex:
             return (value == 0).any(-1)
         border = torch.zeros_like(self.by_check(value), dtype=torch.bool)
-        for bound in () if self.is_discrete or self.event_dim else self._bounds:
+        for bound in () if self.is_discrete or self.event_dim else self._bounds.values():
             border = border | (value == bound)
         return border
 
@@ -152,7 +152,7 @@ class Support:
     def inner(self, value: Tensor) -> Tensor:
         """A value in its middle, for what is masked."""
         if self.is_discrete or self.constraint is None or self.event_dim > 1:
-            low = next(iter(self._bounds), 0) if self.is_discrete else 0
+            low = next(iter(self._bounds.values()), 0) if self.is_discrete else 0
             return torch.as_tensor(low).to(value)
         size = value.shape[value.dim() - self.event_dim :]
         try:
@@ -168,9 +168,9 @@ class Support:
         return entries
 
     @property
-    def _bounds(self) -> list[Any]:
-        found = (getattr(self.constraint, name, None) for name in ("lower_bound", "upper_bound"))
-        return [each for each in found if each is not None]
+    def _bounds(self) -> dict[str, Any]:
+        found = {name: getattr(self.constraint, name, None) for name in ("lower_bound", "upper_bound")}
+        return {name: each for name, each in found.items() if each is not None}
 
 
 _MULTINOMIAL = type(constraints.multinomial(0))

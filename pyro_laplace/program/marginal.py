@@ -6,7 +6,7 @@ plates (``infer={"enumerate": "parallel"}``).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -35,22 +35,9 @@ def marginalise(run: Run, nesting: int) -> Run:
     Raises:
         UnsupportedProgram: if the sum cannot be formed, naming the sites.
     """
-    sites = {**run.discrete, **run.latents, **run.observed, **run.factors}
-    depending = [name for name, site in sites.items() if _depends(name, site, run, nesting)]
-    factors = [_factor(sites[name], run.axes[name], run.own_axis.get(name)) for name in depending]
-    axis_of: dict[str, Axis] = {name: run.axes[name].get(run.own_axis[name]) for name in run.discrete}
-    owners = {axis_of[name]: frozenset(frame.name for frame in site.frames) for name, site in run.discrete.items()}
-    frames = {frame.name: frame for site in sites.values() for frame in site.frames}
-    sizes = {name: frame.size for name, frame in frames.items()}
-    try:
-        sums = [_term(factor, run, sites, frames) for factor in eliminate(factors, owners, sizes)]
-    except Intractable as error:
-        raise UnsupportedProgram(
-            f"the discrete sites {[name for name in run.discrete if axis_of[name] in error.args]} lie in crossing "
-            "plates and meet inside both, so that their sum has a term for every combination of their values: hold one "
-            "of them with poutine.condition, or write one of the plates as a loop"
-        ) from None
-    gone = {name for factor in factors for name in factor.sources}
+    product = _Product.of(run, nesting)
+    sums = [_term(factor, run, product.sites, product.frames) for factor in product.sums()]
+    gone = {name for factor in product.factors for name in factor.sources}
     return replace(
         run,
         latents={name: _without_density(site, nesting) if name in gone else site for name, site in run.latents.items()},
@@ -58,6 +45,106 @@ def marginalise(run: Run, nesting: int) -> Run:
         factors={name: site for name, site in run.factors.items() if name not in gone} | {s.name: s for s in sums},
         discrete={},
     )
+
+
+def conditional_probs(run: Run, nesting: int) -> dict[str, Tensor]:
+    """Probabilities of each discrete site's values given all that was observed, the other discrete sites summed out.
+
+    With Z(e) the sum in which the k-th value of the site counts exp(e_k) times, they are ``d log Z / d e_k`` at e = 0,
+    for each element of the site's plates (Darwiche 2003, "A differential approach to inference in Bayesian networks").
+
+    Args:
+        run: a run that enumerated them.
+        nesting: number of axes from the right that plates may take.
+
+    Returns:
+        site name to `[*batch_shape, values]`. What is masked has the probabilities of what depends on it.
+    """
+    product = _Product.of(run, nesting)
+    ones = {name: product.one_of(name) for name in run.discrete}
+
+    def log_sum(exponents: dict[str, Tensor]) -> Tensor:
+        counted = [replace(factor, values=exponents[name]) for name, factor in ones.items()]
+        sums = replace(product, factors=[*product.factors, *counted]).sums()
+        return torch.stack([factor.values.sum() for factor in sums]).sum()
+
+    probs = torch.func.grad(log_sum)({name: factor.values for name, factor in ones.items()})
+    return {name: _laid_out(probs[name], run.discrete[name]) for name in ones}
+
+
+def shared_sites(run: Run) -> tuple[str, ...]:
+    """The discrete sites outside all plates that a site inside a plate depends on, of a run that enumerated them."""
+    inside = [name for name, site in {**run.observed, **run.factors, **run.discrete}.items() if site.frames]
+    axes = {axis for name in inside for axis in run.axes[name].values()}
+    alone = [name for name, site in run.discrete.items() if not site.frames]
+    return tuple(name for name in alone if run.axes[name].get(run.own_axis[name]) in axes)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The densities that depend on discrete sites, as factors.
+
+    Attributes:
+        factors: the densities.
+        axis_of: by name of a discrete site, the axis of its values.
+        sites: all sites by name.
+        frames: all plates by name.
+    """
+
+    factors: Sequence[Factor]
+    axis_of: Mapping[str, Axis]
+    sites: Mapping[str, Site]
+    frames: Mapping[str, Any]
+
+    @staticmethod
+    def of(run: Run, nesting: int) -> "_Product":
+        """Of a run that enumerated its discrete sites."""
+        sites = {**run.discrete, **run.latents, **run.observed, **run.factors}
+        depending = [name for name, site in sites.items() if _depends(name, site, run, nesting)]
+        factors = [_factor(sites[name], run.axes[name], run.own_axis.get(name)) for name in depending]
+        axis_of: dict[str, Axis] = {name: run.axes[name].get(run.own_axis[name]) for name in run.discrete}
+        frames = {frame.name: frame for site in sites.values() for frame in site.frames}
+        return _Product(factors, axis_of, sites, frames)
+
+    def sums(self) -> list[Factor]:
+        """The factors with the discrete sites summed out.
+
+        Returns:
+            one factor for each set of factors that a discrete site holds together.
+
+        Raises:
+            UnsupportedProgram: if discrete sites meet in crossing plates.
+        """
+        owners = {axis: frozenset(f.name for f in self.sites[name].frames) for name, axis in self.axis_of.items()}
+        try:
+            return list(eliminate(self.factors, owners, {name: frame.size for name, frame in self.frames.items()}))
+        except Intractable as error:
+            raise UnsupportedProgram(
+                f"the discrete sites {[name for name, axis in self.axis_of.items() if axis in error.args]} lie in "
+                "crossing plates and meet inside both, so that their sum has a term for every combination of their "
+                "values: hold one of them with poutine.condition, or write one of the plates as a loop"
+            ) from None
+
+    def one_of(self, name: str) -> Factor:
+        """The factor 1 over the values of a discrete site, and over the elements of its plates."""
+        site = self.sites[name]
+        like = self.factors[0].values
+        plates = _by_dim(site)
+        values = like.new_zeros(len(site.fn.enumerate_support(expand=False)), *(frame.size for frame in plates))
+        names = tuple(frame.name for frame in plates)
+        return Factor(values, (self.axis_of[name], *names), frozenset(names), (name,))
+
+
+def _by_dim(site: Site) -> list[Any]:
+    """The plates around a site, from left to right."""
+    return sorted(site.frames, key=lambda frame: frame.dim)
+
+
+def _laid_out(probs: Tensor, site: Site) -> Tensor:
+    """Probabilities [values, *plates] as `[*batch_shape, values]`."""
+    sizes = {frame.dim: frame.size for frame in site.frames}
+    shape = [sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)]
+    return probs.movedim(0, -1).reshape(*shape, len(probs))
 
 
 def _depends(name: str, site: Site, run: Run, nesting: int) -> bool:

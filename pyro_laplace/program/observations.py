@@ -112,7 +112,7 @@ def _refuse_dtype(site: Site) -> None:
 
 def _refuse(site: Site, place: Place, leaves: bool, switched: bool) -> None:
     support = Support.of(site.fn)
-    unsure = any(not leaves or bound.requires_grad for bound in support.bounds) and not support.is_discrete
+    unsure = any(not leaves or bound.requires_grad for bound in support.bounds.values()) and not support.is_discrete
     if unsure or (switched and support.bounds):
         support = support.of_no_tensor()
     value, base = site.value, innermost(site.fn)

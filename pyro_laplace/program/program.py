@@ -14,7 +14,7 @@ from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.program.arguments import told_of_arguments
 from pyro_laplace.program.chunks import Chunk, index_chunks
-from pyro_laplace.program.marginal import marginalise
+from pyro_laplace.program.marginal import conditional_probs, marginalise, shared_sites
 from pyro_laplace.program.module_state import modules_kept, refuse_changed_buffers
 from pyro_laplace.program.observations import Place, refuse_outside_support
 from pyro_laplace.program.run import Recorder, Run, Site, run_model
@@ -102,7 +102,7 @@ class Program:
             if not data.prior_alone:
                 refuse_no_likelihood(run, data.one_batch)
             latents = latent_layout(run)
-            refuse_surplus(run, values or {})
+            refuse_surplus(run, values or {}, getattr(model, "fixed", ()))
             refuse_outside(run)
             derived = frozenset(name for name, site in run.observed.items() if site.value.requires_grad)
             refuse_outside_support(run, derived, leaves=True)
@@ -169,18 +169,40 @@ class Program:
 
     def run_at(self, values: Values, chunk: Chunk, sample: bool = False, params: Values | None = None) -> Run:
         """Run the program at given site values, and at given values of `pyro.param`s where there are any."""
-        nesting = None if sample else self.nesting
+        run = self._run(values, chunk, sample, params)
+        return run if sample or self.nesting is None else marginalise(run, self.nesting)
+
+    def conditionals(self, values: Values, chunk: Chunk) -> dict[str, Tensor]:
+        """The enumerated sites' probabilities given the data of a chunk, at given values of the latent sites.
+
+        Args:
+            values: latent site to value.
+            chunk: of the data, observed values included.
+
+        Returns:
+            name of a discrete site to the probability of each of its values `[*batch_shape, values]`.
+        """
+        assert self.nesting is not None  # who asks has seen that there are discrete sites
+        return conditional_probs(self._run(values, chunk), self.nesting)
+
+    def shared_discrete(self, chunk: Chunk) -> tuple[str, ...]:
+        """The enumerated sites outside all plates that data inside a plate depend on, so that all of them share it."""
+        if self.nesting is None:
+            return ()
+        return shared_sites(self._run(self.unpack(self.start), chunk))
+
+    def _run(self, values: Values, chunk: Chunk, sample: bool = False, params: Values | None = None) -> Run:
+        """A run whose discrete sites, if any, still have all their values, unless it draws."""
         recorder = Recorder(
             values,
             frozenset(self.observed),
             sample=sample,
             indices=chunk.indices,
-            nesting=nesting,
+            nesting=None if sample else self.nesting,
             computed=self.computed,
             params={**self.params, **(params or {})},
         )
-        run = run_model(self.model, chunk.batch, recorder)
-        return run if nesting is None else marginalise(run, nesting)
+        return run_model(self.model, chunk.batch, recorder)
 
     def log_prior(
         self, theta: Tensor, chunk: Chunk, jacobian: bool = True, sites: frozenset[str] | None = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -187,8 +187,8 @@ class Recorder(Messenger):
             msg["done"] = True
 
     def _is_data(self, name: str) -> bool:
-        """Whether a site is one of the data; on a call without `obs_mask` it has the name that the user gave it."""
-        return name in self.observed or f"{name}_observed" in self.observed
+        """Whether a site is one of the data, or, of one with `obs_mask`, the half of it that was observed."""
+        return name in self.observed or name.removesuffix("_observed") in self.observed
 
     def _is_missing(self, msg: Any) -> bool:
         """Whether this is the other half of a site with `obs_mask`: what of it was not observed."""
@@ -201,6 +201,13 @@ class Recorder(Messenger):
             if self.leaves and value.is_floating_point():
                 value = value.clone().requires_grad_()
             msg["value"], msg["done"] = value, True
+
+    def _join(self, name: str) -> None:
+        """Both halves of a site with `obs_mask` are there: what was observed has the name that the user wrote."""
+        run, half = self.run, f"{name}_observed"
+        run.observed[name] = replace(run.observed.pop(half), name=name)
+        if half in run.axes:
+            run.axes[name] = run.axes.pop(half)
 
     def _take_one(self, msg: Any) -> None:
         """Of a discrete site that is not enumerated on this run: its first value, while the structure is read."""
@@ -242,8 +249,9 @@ class Recorder(Messenger):
                 raise UnsupportedProgram(
                     f"latent site {name!r}{inside} has shape {tuple(expected)} on this call of the model, but its "
                     f"value has shape {tuple(value.shape)}, as on an earlier call. If its shape depends on the data, "
-                    "give all data as one batch, or write the site so that it does not. If it is inside a plate by "
-                    "accident (a network called within `with pyro.plate(...)`), move it out"
+                    "give all data as one batch, or write the site so that it does not. Groups that were not in the "
+                    "data have draws by with_new_groups(...) of pl.fit_nested_laplace's guide. If it is inside a plate "
+                    "by accident (a network called within `with pyro.plate(...)`), move it out"
                 )
         elif self.fill is not None:
             value = self.fill(msg)
@@ -273,7 +281,9 @@ class Recorder(Messenger):
                 )
         given = msg.get("given", True)
         site = Site(name, msg["fn"], msg["value"], msg["scale"], msg["mask"], frames, given)
-        if site_is_deterministic(msg):
+        if site_is_deterministic(msg) and f"{name}_unobserved" in self.run.missing:
+            self._join(name)
+        elif site_is_deterministic(msg):
             self.run.deterministic[name] = site
             if carries_density(msg["fn"]) if self.computed is None else name in self.computed:
                 self.run.computed[name] = site

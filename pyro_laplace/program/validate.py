@@ -1,6 +1,6 @@
 """What a program must be for a Laplace approximation, and what to do where it is not."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -74,12 +74,13 @@ def refuse_missing(site: Mapping[str, Any]) -> Tensor:
     )
 
 
-def refuse_surplus(run: Run, values: Mapping[str, Tensor]) -> None:
+def refuse_surplus(run: Run, values: Mapping[str, Tensor], fixed: Collection[str] = ()) -> None:
     """Refuse a point with values for sites that are not latent: it belongs to another program, or to other data.
 
     Args:
         run: the program's run.
         values: the point given.
+        fixed: names of a network's parameters that have no prior, where the model is a network.
 
     Raises:
         UnsupportedProgram: naming the sites.
@@ -90,6 +91,12 @@ def refuse_surplus(run: Run, values: Mapping[str, Tensor]) -> None:
                 f"the guide or mapping given has a value for {name!r}, which is observed on this data. If the guide "
                 f"was first called without observations, it took {name!r} for a latent site: train it anew on the "
                 f"data. If {name!r} is conditioned on, leave it out: give a mapping of the other sites' values"
+            )
+        if name in fixed and name not in run.latents:
+            raise UnsupportedProgram(
+                f"the point given has a value for {name!r}, a parameter that has no prior (those of normalisation "
+                "layers have none unless parameters= names them): leave such ones out, {name: weight for name, weight "
+                "in net.named_parameters() if name in model.priors}"
             )
         if name not in {*run.latents, *run.deterministic, *run.missing}:
             raise UnsupportedProgram(

@@ -40,7 +40,8 @@ class Predictive(pyro.infer.Predictive):
     The program is run by `torch.func.vmap` on a chunk of draws at a time, whatever it is made of: plates,
     `PyroModule[nn.Linear]`, a linearised program, a plain function. Random numbers differ from draw to draw, those of
     dropout too. A program that `vmap` cannot run, for example one with ``if`` on a tensor, is run draw by draw, with a
-    warning that says why. Batch axes need no plates, as they do for ``parallel=True``.
+    warning that says why. Batch axes need no plates, as they do for ``parallel=True``. A discrete site that is
+    enumerated is drawn from its prior, whatever data are given; `discrete_posterior` says what it was.
 
     No gradient is kept. Modules keep their mode and their buffers (the running statistics of a batch normalisation in
     training mode, say), and the param store its names, also when the program raises.

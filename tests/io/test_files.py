@@ -350,6 +350,44 @@ def test_another_model_is_refused(change, message, tmp_path):
         pl.load(tmp_path / "a", other_model(change), data())
 
 
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "std", "message"),
+    [
+        (5, torch.float64, 1.0, r"site '0.weight' has the shape \(4, 3\)"),
+        (4, torch.float32, 1.0, r"float64, and the model is of torch\.float32"),
+        (4, torch.float64, dist.HalfNormal(1.0), r"with \['0.weight.scale'"),
+    ],
+)
+def test_another_network_is_refused_without_data(hidden, dtype, std, message, tmp_path):
+    """Its priors run without, and show names, shapes, supports and dtype; a scale of the likelihood does not matter."""
+
+    def network(hidden, dtype, std):
+        net = nn.Sequential(nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 1)).to(dtype)
+        return pl.bayesianize(net, pl.nn.Isotropic(std), pl.nn.Regression(dist.HalfNormal(1.0)))
+
+    one, (x, _) = network(4, torch.float64, 1.0), data()
+    point = {name: weight.detach() for name, weight in one.module.named_parameters()} | {"noise": torch.tensor(0.5)}
+    batch = x, x[:, 0]
+    pl.save(pl.fit_laplace(one, batch, point, polish=False, structure="diag", on_not_a_mode="ignore"), tmp_path / "a")
+    assert "noise" in pl.load(tmp_path / "a", network(4, torch.float64, 1.0)).layout
+    with pytest.raises(pl.UnsupportedProgram, match=message):
+        pl.load(tmp_path / "a", network(hidden, dtype, std))
+
+
+def test_a_program_that_holds_its_data_is_compared_without_any(tmp_path):
+    x, y = data()
+
+    def closed(size=2):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x[:, 0] * w.sum(), 1.0), obs=y)
+
+    pl.save(pl.fit_laplace(closed, (), progress=False), tmp_path / "a")
+    assert list(pl.load(tmp_path / "a", closed).layout) == ["w"]
+    with pytest.raises(pl.UnsupportedProgram, match=r"site 'w' has the shape \(2,\)"):
+        pl.load(tmp_path / "a", lambda: closed(3))
+
+
 def test_another_dtype_is_refused(tmp_path):
     pl.save(pl.fit_laplace(golden_regression, golden_data()), tmp_path / "a")
     single = tuple(each.float() for each in golden_data())

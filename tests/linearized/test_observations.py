@@ -65,6 +65,32 @@ def test_ordered_classes_are_not_by_logits(float64):
         torch.testing.assert_close(fn.log_prob(y).exp(), log_mean(oracle, y).exp(), atol=0.01, rtol=0)
 
 
+def test_ordered_classes_have_probabilities_and_numbers(float64):
+    """E p_j over the posterior, for one posterior and for a mixture of two, and the moments of j."""
+    model, guide = fit(ordered)
+    oracle = drawn(model, guide, ordered).probs.mean(0)
+    numbers = torch.arange(3.0, dtype=torch.float64)
+    mean = oracle @ numbers
+    variance = (oracle * (numbers - mean[:, None]).square()).sum(-1)
+    for posterior in (guide, pl.LaplaceMixture([guide, guide])):
+        predictive = pl.LinearizedPredictive(model, posterior, num_samples=DRAWS)
+        fn = predictive(NEW)["y"]
+        for found, expected in ((fn.probs, oracle), (fn.mean, mean), (fn.variance, variance)):
+            torch.testing.assert_close(found, expected, atol=0.01, rtol=0)
+        assert predictive.decompose(NEW)["y"].kind == "entropy"
+
+
+def test_ordered_classes_of_one_event_have_probabilities(float64):
+    def observe(f):
+        return dist.OrderedLogistic(torch.stack([f, -f], -1), CUTS).to_event(1)
+
+    model, guide = fit(observe)
+    fn = pl.LinearizedPredictive(model, guide, num_samples=DRAWS)(NEW)["y"]
+    oracle = drawn(model, guide, observe).base_dist.probs.mean(0)
+    torch.testing.assert_close(fn.probs, oracle, atol=0.01, rtol=0)
+    torch.testing.assert_close(fn.mean, oracle @ torch.arange(3.0, dtype=torch.float64), atol=0.01, rtol=0)
+
+
 # --- sums of several draws --------------------------------------------------------------------------
 
 

@@ -352,3 +352,39 @@ def test_positions_of_a_datum_are_drawn_together():
     with pl.settings.using(block_bytes=1000), pytest.raises(pl.LaplaceError, match="fewer inputs at a time"):
         predict.latent(x)
     assert pl.LinearizedPredictive(model, guide).sample(7)(x)["y"].shape == (7, 8, 6)
+
+
+class LastState(nn.Module):
+    """A classifier of sequences by an LSTM's last state."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.lstm, self.out = nn.Embedding(7, 3), nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, words, lengths):
+        words = nn.utils.rnn.pack_padded_sequence(self.table(words), lengths, batch_first=True, enforce_sorted=False)
+        return self.out(self.lstm(words)[1][0][-1])
+
+
+def test_the_last_state_of_a_packed_sequence_is_refused_with_what_is_the_same():
+    net = LastState()
+    model = pl.bayesianize(net, pl.nn.Isotropic(1.0), pl.nn.Classification())
+    batch = torch.randint(0, 7, (6, 4)), torch.randint(1, 5, (6,)), torch.randint(0, 2, (6,))
+    with pytest.raises(pl.UnsupportedProgram, match=r"the network packs its sequences.*lengths - 1.*last_layer"):
+        pl.fit_laplace(model, batch, point_of(net, model), structure="diag", **AS_GIVEN)
+    pl.fit_laplace(model, batch, point_of(net, model), subset="last_layer", **AS_GIVEN)
+    words, lengths, _ = batch
+    out = net.lstm(net.table(words))[0]
+    same = net.out(out[torch.arange(len(out)), lengths - 1])
+    torch.testing.assert_close(same, net(words, lengths))  # what the message says
+
+
+def test_a_point_with_parameters_that_have_no_prior_is_told_how_to_leave_them_out():
+    net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    model = pl.bayesianize(net, pl.nn.Isotropic(1.0), pl.nn.Classification())
+    point = {name: weight.detach() for name, weight in net.named_parameters()}
+    batch = torch.randn(6, 2), torch.randint(0, 2, (6,))
+    with pytest.raises(
+        pl.UnsupportedProgram, match=r"'1.weight', a parameter that has no prior.*if name in model.priors"
+    ):
+        pl.fit_laplace(model, batch, point, **AS_GIVEN)

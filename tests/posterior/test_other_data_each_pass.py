@@ -92,3 +92,27 @@ def test_loaders_of_the_same_data(kind):
     assert guide.mode.is_mode
     with pytest.warns(pl.NotAModeWarning, match="train longer"):
         pl.fit_laplace(model, LIKE[kind](), {"w": torch.tensor([3.0, 3.0])}, polish=False, progress=False)
+
+
+def test_an_update_with_other_data_at_each_pass_says_so():
+    guide = pl.fit_laplace(model, data().tensors)
+    with pytest.raises(pl.NotAMode) as caught:
+        pl.update(guide, DataLoader(Augmented(), 25), move=False, on_not_a_mode="raise")
+    assert_says(caught, "give the same data at each pass", "augments")
+    far = data().tensors[0], data().tensors[1] + 5.0
+    with pytest.raises(pl.NotAMode) as caught:
+        pl.update(guide, list(zip(*(each.split(25) for each in far), strict=True)), move=False, on_not_a_mode="raise")
+    assert_says(caught, "fit all data jointly")
+
+
+def test_maximising_the_evidence_of_other_data_at_each_pass_says_so():
+    def program(x, y=None):
+        std = pyro.param("std", torch.tensor(1.0), constraint=dist.constraints.positive)
+        w = pyro.sample("w", dist.Normal(0.0, std).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    point = {"w": torch.tensor([3.0, 3.0])}
+    with pytest.raises(pl.NotAMode) as caught:
+        pl.maximize_evidence(program, DataLoader(Augmented(), 25), map_guide=point, refit=False, on_not_a_mode="raise")
+    assert_says(caught, "give the same data at each pass", "augments")

@@ -197,6 +197,28 @@ def test_obs_mask_integrates_what_is_missing(missing):
     assert list(trained.median()) == ["w"]
 
 
+def test_obs_mask_keeps_the_name_of_its_site():
+    """Pyro has three sites of it, and every predictive, draw and tree of ours the one that was written."""
+    pyro.set_rng_seed(0)
+    x, keep = torch.randn(20, 2), torch.arange(20) % 3 != 0
+    y = x.sum(1) + 0.5 * torch.randn(20)
+    guide = pl.fit_laplace(with_obs_mask, (x, keep, y))
+    assert guide.observed == ("y",)
+    predictive = pl.LinearizedPredictive(with_obs_mask, guide)
+    assert [*predictive(x, keep, y)] == [*predictive.latent(x, keep, y)] == [*predictive.sample(2)(x, keep, y)] == ["y"]
+    tree = pl.to_datatree(with_obs_mask, guide, (x, keep, y), num_samples=3, progress=False)
+    for group in ("observed_data", "log_likelihood", "posterior_predictive", "prior_predictive"):
+        assert list(tree[group].data_vars) == ["y"]
+    assert list(tree["posterior"].data_vars) == ["w"]
+    linear = pl.linearize(with_obs_mask, guide)
+    for draw in (pl.Predictive, pyro.infer.Predictive):
+        for program in (with_obs_mask, linear):
+            drawn = draw(program, guide=guide, num_samples=3)(x, keep, y)["y"]
+            assert drawn.shape == (3, 20)
+            assert_close(drawn[:, keep], y[keep].expand(3, -1))
+            assert (drawn[:, ~keep] != y[~keep]).all()
+
+
 def test_obs_mask_of_discrete_data():
     x, counts, keep = data(X, COUNTS, KEEP)
 

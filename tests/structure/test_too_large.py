@@ -40,8 +40,10 @@ def test_of_a_network():
     assert_says(caught, "Subnetwork", "362 coordinates fit")
     assert "sparse" not in str(caught.value)
     kron = 8 * (60**2 + 21**2 + 3**2 + 61**2 + 63)
-    assert f"'kron' ({shown_bytes(kron)}" in str(caught.value)
-    assert f"'diag' ({shown_bytes(8 * size)})" in str(caught.value)
+    assert f"'kron' ({shown_bytes(kron)}, under 1 s" in str(caught.value)
+    assert f"'diag' ({shown_bytes(8 * size)}, under 1 s)" in str(caught.value)
+    last = 60 * 3 + 3
+    assert f"'last_layer' of a network ('2.weight': {shown_bytes(8 * last**2)}, under 1 s)" in str(caught.value)
     with pl.settings.using(block_bytes=2**20):  # what is named does fit
         for options in (
             {"structure": "kron"},
@@ -51,6 +53,26 @@ def test_of_a_network():
             {"subset": pl.Subnetwork(size=100)},
         ):
             assert fit(model, data, point, **options).precision.variance().min() > 0
+
+
+def test_times_are_counts_at_a_rate():
+    """Of 100 rows, at 1,000 products a second: each a count by hand."""
+    model, data, point = network()
+    size = sum(value.numel() for value in point.values())
+    kron = 100 * (60**2 + 21**2 + 3**2 + 61**2) + 9 * (60**3 + 21**3 + 3**3 + 61**3)
+    last, most = 100 * 183**2 + 183**3 // 3, 100 * 362**2 + 362**3 // 3
+    with (
+        pl.settings.using(block_bytes=2**20, told_rows=100, products_per_second=1000),
+        pytest.raises(pl.TooLarge) as caught,
+    ):
+        fit(model, data, point, structure="full")
+    for said in (
+        f"about {kron / 60_000:.0f} min, a pair of factors",
+        f"about {last / 60_000:.0f} min)",
+        f"'diag' ({shown_bytes(8 * size)}, about {100 * size / 60_000:.0f} min)",
+        f"about {most / 3_600_000:.0f} h); times are rough, of 100 rows, data times outputs",
+    ):
+        assert said in str(caught.value), (said, str(caught.value))
 
 
 def test_of_groups():
