@@ -350,7 +350,10 @@ def _row_by_row(expansion: Expansion, site: Site, chunk: Chunk) -> Linearized:
     def pieces() -> Iterator[list[Product]]:
         value, pull = puller(_outputs_of(expansion, site, chunk, kept), point.free)
         count = len(value)
-        size = max(1, settings.pass_elements // max(1, 8 * value.shape[1] * len(index)))
+        of_one = value.shape[1] * max(
+            len(index), value.numel()
+        )  # its rows, and the outputs of all data that each pulls on
+        size = max(1, settings.pass_elements // max(1, 8 * of_one))
         for start in range(0, count, size):
             stop = min(start + size, count)
             unit = unit_rows(start * value.shape[1], stop * value.shape[1], value.numel(), value)

@@ -106,8 +106,10 @@ def unexplained(
         if name in alone:
             error[name] = _error_by_probes(h, a, leaves.get(name), use.index)
         else:
-            found.index_add_(0, use.index.reshape(-1), (h.mT @ a).reshape(-1).double())
-    tolerance = _tolerance(theta, settings.all_seen, settings.all_seen_single)
+            found.index_add_(0, use.index.reshape(-1), _sum_of_products(h, a).reshape(-1))
+    rows = max((use.inputs.shape[:2].numel() for use in captured.uses), default=1)
+    longer = max(1.0, rows / settings.gram_rows) ** 0.5  # rounding grows with the root of a sum's length
+    tolerance = longer * _tolerance(theta, settings.all_seen, settings.all_seen_single)
     rounding = torch.finfo(theta.dtype).eps * max(bound.values(), default=0.0)
     for name in names:
         if name not in alone:
@@ -119,6 +121,12 @@ def unexplained(
 
 def _tolerance(like: Tensor, double: float, single: float) -> float:
     return {torch.float64: double, torch.float32: single}.get(like.dtype, settings.half_rounding)
+
+
+def _sum_of_products(h: Tensor, a: Tensor) -> Tensor:
+    """``sum h a`` of some rows at a time: float32 loses digits to thousands of summands of one sign."""
+    parts = zip(h.split(settings.gram_rows), a.split(settings.gram_rows), strict=True)
+    return torch.stack([(some.mT @ inputs).double() for some, inputs in parts]).sum(0)
 
 
 def _large_and_alone(run: CapturedRun, captured: Captured) -> set[str]:
