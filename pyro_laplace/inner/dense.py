@@ -10,29 +10,41 @@ import torch
 from torch import Tensor
 
 from pyro_laplace.inner.conditional import Conditional
+from pyro_laplace.inner.derivatives import Derivatives, recorded
 from pyro_laplace.inner.newton_rows import Modes, search_rows
 from pyro_laplace.inner.problem import Inner, InnerSolved, Memory
-from pyro_laplace.inner.rows import Slopes, slopes
+from pyro_laplace.inner.rows import Slopes
 from pyro_laplace.structure.block import Block
 from pyro_laplace.structure.dense import Dense
 
 
 @dataclass(eq=False)
 class DenseInner(Inner):
-    """Newton's method with dense exact Hessians, all points at once."""
+    """Newton's method with dense exact Hessians, all points at once.
 
-    of: Conditional
+    Attributes:
+        derive: the density's derivatives.
+    """
+
+    derive: Derivatives
     curvature: str = "hessian"
     differentiable: bool = True
     memory: Memory = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with an empty memory."""
+        self.of = self.derive.of
         self.memory = Memory.of(self.of)
 
     def moved(self, of: Conditional) -> "DenseInner":
         """From another start."""
-        return DenseInner(of)
+        return DenseInner(Derivatives(of))
+
+    def for_single_points(self) -> "DenseInner":
+        """As a sampler asks, one point after the other."""
+        inner = DenseInner(recorded(self.derive))
+        inner.memory = self.memory
+        return inner
 
     @property
     def elements(self) -> int:
@@ -41,19 +53,19 @@ class DenseInner(Inner):
 
     def solve(self, h: Tensor) -> InnerSolved:
         """From the nearest modes known; where that fails, from the start."""
-        modes = search_rows(self.of, self.memory.nearest(h), h)
+        modes = search_rows(self.derive, self.memory.nearest(h), h)
         rows = (~modes.found).nonzero()[:, 0]
         if len(rows) and len(self.memory.h):
-            modes.put(rows, search_rows(self.of, self.memory.start.expand(len(rows), -1), h[rows]))
+            modes.put(rows, search_rows(self.derive, self.memory.start.expand(len(rows), -1), h[rows]))
         self.memory.keep(h[modes.found], modes.x[modes.found])
-        return DenseSolved(self.of, h, modes)
+        return DenseSolved(self.derive, h, modes)
 
 
 class DenseSolved(InnerSolved):
     """By dense Hessians."""
 
-    def __init__(self, of: Conditional, h: Tensor, modes: Modes) -> None:
-        self.of, self.h, self.x, self.modes = of, h, modes.x, modes
+    def __init__(self, derive: Derivatives, h: Tensor, modes: Modes) -> None:
+        self.derive, self.h, self.x, self.modes = derive, h, modes.x, modes
         value = -modes.value + 0.5 * modes.x.shape[1] * math.log(2 * math.pi) - 0.5 * modes.log_det
         self.value = torch.where(modes.found & value.isfinite(), value, -torch.inf)
         self._slopes: Slopes | None = None
@@ -62,8 +74,7 @@ class DenseSolved(InnerSolved):
     def slopes(self) -> Slopes:
         """Derivatives at the modes, made once."""
         if self._slopes is None:
-            eye = torch.eye(self.x.shape[1]).to(self.x)
-            self._slopes = slopes(self.of, self.x, self.h, eye, self.modes.inverse())
+            self._slopes = self.derive.slopes(self.x, self.h, self.modes.inverse())
         return self._slopes
 
     def gradient(self) -> Tensor:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_laplace.inner.conditional import Conditional
-from pyro_laplace.inner.rows import expanded
+from pyro_laplace.inner.derivatives import Derivatives
 from pyro_laplace.settings import settings
 
 
@@ -53,7 +52,7 @@ class Modes:
         return root @ root.mT
 
 
-def search_rows(of: Conditional, x: Tensor, h: Tensor, steps: int | None = None) -> Modes:
+def search_rows(derive: Derivatives, x: Tensor, h: Tensor, steps: int | None = None) -> Modes:
     """The modes of ``log p(y, x | h)`` in x.
 
     Steps are those of Levenberg in unit-free coordinates, undamped where the Hessian is positive definite and the
@@ -61,7 +60,7 @@ def search_rows(of: Conditional, x: Tensor, h: Tensor, steps: int | None = None)
     the last step, of quadratic convergence, is beyond rounding.
 
     Args:
-        of: the conditional density.
+        derive: the conditional density's derivatives.
         x: where the searches begin [b, i].
         h: [b, hyper].
         steps: at most so many; None means `settings.inner_steps`.
@@ -70,8 +69,8 @@ def search_rows(of: Conditional, x: Tensor, h: Tensor, steps: int | None = None)
         the modes.
     """
     count, size = x.shape
-    eps = torch.finfo(of.program.start.dtype).eps
-    at, x = expanded(of, x, h), x.clone()
+    eps = torch.finfo(derive.of.program.start.dtype).eps
+    at, x = derive.expanded(x, h), x.clone()
     damping = x.new_zeros(count)
     best = x.new_full((count,), torch.inf)  # the smallest decrement of each row
     active = at.value.isfinite()
@@ -94,7 +93,7 @@ def search_rows(of: Conditional, x: Tensor, h: Tensor, steps: int | None = None)
         if not len(going):
             continue
         rows, step, decrement = rows[going], step[going], decrement[going]
-        tried = expanded(of, x[rows] + step, h[rows])
+        tried = derive.expanded(x[rows] + step, h[rows])
         noise = 4 * eps * at.value[rows].abs()
         fall = at.value[rows] - tried.value
         better = tried.value.isfinite() & tried.gradient.isfinite().all(-1)

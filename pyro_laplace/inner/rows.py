@@ -58,12 +58,7 @@ def expanded(of: Conditional, x: Tensor, h: Tensor) -> Expanded:
     """
 
     def row(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-        def with_value(at: Tensor) -> tuple[Tensor, Any]:
-            gradient, value = torch.func.grad_and_value(lambda x: -of.log_joint(x, h))(at)
-            return gradient, (gradient, value)
-
-        matrix, (gradient, value) = torch.func.jacrev(with_value, has_aux=True)(x)
-        return value, gradient, matrix
+        return expansion_at(of, x, h)
 
     def by_hand(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
@@ -77,6 +72,17 @@ def expanded(of: Conditional, x: Tensor, h: Tensor) -> Expanded:
     if not size:
         return Expanded(-values(of, x, h), x, x.new_zeros(len(x), 0, 0))
     return Expanded(*_each(row, by_hand, (x, h), [(), (size,), (size, size)], 8 * size * of.data_size))
+
+
+def expansion_at(of: Conditional, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, gradient [i] and Hessian [i, i] in x of minus the log joint at one row x [i], h [hyper]."""
+
+    def with_value(at: Tensor) -> tuple[Tensor, Any]:
+        gradient, value = torch.func.grad_and_value(lambda x: -of.log_joint(x, h))(at)
+        return gradient, (gradient, value)
+
+    matrix, (gradient, value) = torch.func.jacrev(with_value, has_aux=True)(x)
+    return value, gradient, matrix
 
 
 def values(of: Conditional, x: Tensor, h: Tensor) -> Tensor:
@@ -151,14 +157,8 @@ def slopes(of: Conditional, x: Tensor, h: Tensor, seeds: Tensor, weights: Tensor
     """
     (size, hyper), unit = (x.shape[1], h.shape[1]), torch.eye(h.shape[1]).to(h)
 
-    def curved(x: Tensor, h: Tensor, weights: Tensor) -> Tensor:
-        pull = torch.func.vjp(torch.func.grad(lambda at: -of.log_joint(at, h)), x)[1]
-        return (torch.func.vmap(lambda row: pull(row)[0])(seeds) * weights).sum()
-
     def row(x: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        of_x, of_h = torch.func.grad(curved, argnums=(0, 1))(x, h, weights)
-        first, pull = torch.func.vjp(lambda at: torch.func.grad(of.log_joint, argnums=1)(at, h), x)[:2]
-        return first, of_x, of_h, torch.func.vmap(lambda row: pull(row)[0])(unit)
+        return slopes_at(of, x, h, seeds, weights)
 
     def by_hand(x: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
@@ -173,6 +173,21 @@ def slopes(of: Conditional, x: Tensor, h: Tensor, seeds: Tensor, weights: Tensor
     shapes = [(hyper,), (size,), (hyper,), (hyper, size)]
     found = _each(row, by_hand, (x, h, weights), shapes, 16 * (len(seeds) + hyper) * of.data_size)
     return Slopes(found[0], found[1], found[2], found[3])
+
+
+def slopes_at(
+    of: Conditional, x: Tensor, h: Tensor, seeds: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `Slopes` holds, at one row x [i], h [hyper] with weights [c, i]."""
+
+    def curved(x: Tensor, h: Tensor) -> Tensor:
+        pull = torch.func.vjp(torch.func.grad(lambda at: -of.log_joint(at, h)), x)[1]
+        return (torch.func.vmap(lambda row: pull(row)[0])(seeds) * weights).sum()
+
+    of_x, of_h = torch.func.grad(curved, argnums=(0, 1))(x, h)
+    first, pull = torch.func.vjp(lambda at: torch.func.grad(of.log_joint, argnums=1)(at, h), x)[:2]
+    unit = torch.eye(len(h)).to(h)
+    return first, of_x, of_h, torch.func.vmap(lambda row: pull(row)[0])(unit)
 
 
 def _first_slopes(of: Conditional, x: Tensor, h: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_laplace._errors import IndefiniteCurvature, NotAMode
 from pyro_laplace.inner.conditional import Conditional
+from pyro_laplace.inner.derivatives import Derivatives
 from pyro_laplace.inner.newton_rows import search_rows
 from pyro_laplace.inner.problem import Inner, InnerSolved, Memory
 from pyro_laplace.inner.rows import values
@@ -60,7 +61,9 @@ class SearchedInner(Inner):
         height = values(self.of, *pairs).reshape(len(h), len(known))
         count = min(len(known), settings.inner_starts if len(self.memory.h) else settings.inner_draws)
         starts = known[height.topk(count, 1).indices]  # b k i
-        modes = search_rows(self.of, starts.flatten(0, 1), h.repeat_interleave(count, 0), settings.inner_steps_network)
+        modes = search_rows(
+            Derivatives(self.of), starts.flatten(0, 1), h.repeat_interleave(count, 0), settings.inner_steps_network
+        )
         height = torch.where(modes.found, -modes.value, -math.inf).reshape(len(h), count)
         return modes.x.reshape(len(h), count, -1)[torch.arange(len(h)), height.argmax(1)]
 

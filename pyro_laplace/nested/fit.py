@@ -99,7 +99,7 @@ def _tell(begun: Nesting) -> None:
 def _drawn(begun: Nesting, mode: HyperMode, progress: bool) -> Tensor:
     """Draws of the hyper sites' coordinates by NUTS, from their mode [draws, q]."""
     of = begun.of
-    marginal = LaplaceMarginal(of.program.model, of.loop.data, of, begun.inner)
+    marginal = LaplaceMarginal(of.program.model, of.loop.data, of, begun.inner.for_single_points())
     values = of.program.unpack(of.theta(of.start[0], mode.h))
     mcmc = fit_nuts(
         marginal,

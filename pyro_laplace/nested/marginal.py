@@ -62,7 +62,7 @@ def laplace_marginal(
     data = as_data(data).held()
     with undisturbed(), torch.no_grad():
         begun = begin(model, data, hyper, structure, curvature, everything=False)
-    return LaplaceMarginal(model, data, begun.of, begun.inner)
+    return LaplaceMarginal(model, data, begun.of, begun.inner.for_single_points())
 
 
 class LaplaceMarginal:

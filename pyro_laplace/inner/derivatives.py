@@ -1,0 +1,120 @@
+"""Derivatives of the conditional density as a search asks for them: of many rows at once, or of one, fast.
+
+Letters: b rows, i inner coordinates, q hyper coordinates.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_laplace._compat.pyro import undisturbed
+from pyro_laplace._compat.torch import LinAlgError
+from pyro_laplace._errors import LaplaceError
+from pyro_laplace.inference.recorded import NotRecordable, Recorded
+from pyro_laplace.inner.conditional import Conditional
+from pyro_laplace.inner.rows import Expanded, Slopes, expanded, expansion_at, slopes, slopes_at
+from pyro_laplace.settings import settings
+
+
+@dataclass(frozen=True, eq=False)
+class Derivatives:
+    """Of a conditional density.
+
+    Attributes:
+        of: the density.
+    """
+
+    of: Conditional
+
+    def expanded(self, x: Tensor, h: Tensor) -> Expanded:
+        """Value, gradient and Hessian in x of minus the log joint at rows x [b, i], h [b, q]."""
+        return expanded(self.of, x, h)
+
+    def slopes(self, x: Tensor, h: Tensor, weights: Tensor) -> Slopes:
+        """Derivatives at modes x [b, i], h [b, q], those of log det H by H^-1 [b, i, i]."""
+        return slopes(self.of, x, h, torch.eye(x.shape[1]).to(x), weights)
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedDerivatives(Derivatives):
+    """Of single rows by their operations, recorded once: a sampler asks thousands of times.
+
+    Attributes:
+        expansion: of x and h joined.
+        slope: of x, h and H^-1 joined.
+    """
+
+    expansion: Recorded
+    slope: Recorded
+
+    def expanded(self, x: Tensor, h: Tensor) -> Expanded:
+        """As `Derivatives.expanded`."""
+        if len(x) != 1:
+            return super().expanded(x, h)
+        found = self._at(self.expansion, x[0], h[0])
+        if found is None:
+            return Expanded(x.new_full((1,), torch.inf), torch.zeros_like(x), x.new_zeros(1, x.shape[1], x.shape[1]))
+        return Expanded(*(each.unsqueeze(0) for each in found))
+
+    def slopes(self, x: Tensor, h: Tensor, weights: Tensor) -> Slopes:
+        """As `Derivatives.slopes`."""
+        found = self._at(self.slope, x[0], h[0], weights[0].flatten()) if len(x) == 1 else None
+        return super().slopes(x, h, weights) if found is None else Slopes(*(each.unsqueeze(0) for each in found))
+
+    def _at(self, recorded: Recorded, *parts: Tensor) -> Any:
+        """None where the density cannot be evaluated."""
+        try:
+            with torch.no_grad():
+                return recorded(torch.cat(parts))
+        except (LinAlgError, ValueError) as error:  # of a matrix that the program factorises
+            if isinstance(error, LaplaceError):
+                raise
+            return None
+
+
+def recorded(plain: Derivatives) -> Derivatives:
+    """Single rows by their operations, if these give what the program gives, at its start and beside it.
+
+    Args:
+        plain: the derivatives.
+
+    Returns:
+        the derivatives recorded; or as they are, of a program whose Python looks at the values.
+    """
+    of, (x, h) = plain.of, plain.of.start
+    size, both = len(x), len(x) + len(h)
+
+    def expand(at: Tensor) -> tuple[Tensor, ...]:
+        return expansion_at(of, at[:size], at[size:])
+
+    def slope(at: Tensor) -> tuple[Tensor, ...]:
+        weights = at[both:].reshape(size, size)
+        return slopes_at(of, at[:size], at[size:both], torch.eye(size).to(at), weights)
+
+    start = torch.cat([x, h])
+    if not size or 8 * size * of.data_size > settings.pass_elements:
+        return plain
+    with undisturbed(), torch.no_grad():
+        try:
+            beside = start + settings.record_step * (1 + start.abs())
+            weights = torch.eye(size).to(start).flatten()
+            found = Recorded.of(expand, start), Recorded.of(slope, torch.cat([start, weights]))
+            points = [start, beside, 2 * start - beside]
+            same = all(
+                _same_results(each(at), fn(at), of.program.start.dtype)
+                for each, fn, rest in zip(found, (expand, slope), (start[:0], weights), strict=True)
+                for at in (torch.cat([point, rest]) for point in points)
+            )
+        except (NotRecordable, RuntimeError, ValueError):  # whatever a program does that is no list of operations
+            return plain
+    return RecordedDerivatives(of, *found) if same else plain
+
+
+def _same_results(found: Any, expected: Any, dtype: torch.dtype) -> bool:
+    error = settings.rounding * torch.finfo(dtype).eps
+    return all(
+        torch.allclose(a, b, rtol=error, atol=error * float(b.abs().nan_to_num(0, 0, 0).max()), equal_nan=True)
+        for a, b in zip(found, expected, strict=True)
+    )
