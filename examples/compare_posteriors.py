@@ -1,8 +1,9 @@
-"""A Bayesian neural net on two real data sets: MAP, Laplace, variational inference and NUTS side by side.
+"""A Bayesian neural net on two real data sets: Laplace beside MAP, an ensemble, MC dropout, SWAG, VI and NUTS.
 
 One Pyro program per data set. Its mode is fitted with AutoDelta and turned into a Laplace posterior, before and after
-the scale of its prior is learned by the evidence, and over the last layer; mean-field VI and NUTS run on the same
-program at the learned scale. Prints a table per data set; writes figures, netCDF DataTrees and a report into a folder.
+the scale of its prior is learned by the evidence, and over the last layer; an ensemble, MC dropout, SWAG, mean-field
+VI and NUTS run on the same program at the learned scale. Half of the held-out data then calibrate what each predicts of
+the other half. Prints tables per data set; writes figures, netCDF DataTrees and a report into a folder.
 
     python examples/compare_posteriors.py [--out compare_posteriors] [--quick]
 """
@@ -25,6 +26,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
+from pyro.infer import MCMC
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -38,17 +40,21 @@ import pyro_laplace as pl
 
 # %% The model: a network with priors on its weights, and the distribution of its data
 class Net(PyroModule):
-    """One hidden layer; every weight and bias is Normal(0, std), and std is a hyperparameter: a `pyro.param`."""
+    """One hidden layer; every weight and bias is Normal(0, std), and std is a hyperparameter: a `pyro.param`.
+
+    Its dropout layer is off but for `pl.mc_dropout`.
+    """
 
     def __init__(self, inputs: int, hidden: int, activation: type[nn.Module] = nn.Tanh) -> None:
         super().__init__()
         self.net = PyroModule[nn.Sequential](
-            PyroModule[nn.Linear](inputs, hidden), activation(), PyroModule[nn.Linear](hidden, 1)
+            PyroModule[nn.Linear](inputs, hidden), activation(), nn.Dropout(0.1), PyroModule[nn.Linear](hidden, 1)
         )
         self.std = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
-        for layer in (self.net[0], self.net[2]):
+        for layer in (self.net[0], self.net[-1]):
             layer.weight = PyroSample(partial(self.prior, layer.weight.shape))
             layer.bias = PyroSample(partial(self.prior, layer.bias.shape))
+        self.eval()
 
     def prior(self, shape: torch.Size, _: Any) -> Any:
         """The prior of a weight or bias, with the std that the param store holds."""
@@ -114,7 +120,7 @@ def standardise(train: Any, test: Any) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-# %% One program, its prior learned, and six posteriors
+# %% One program, its prior learned, and nine posteriors
 def fit(problem: Problem, quick: bool) -> dict[str, Any]:
     """Fit every posterior; each takes the program and the data as they are."""
     model, train = problem.model, problem.train
@@ -129,14 +135,17 @@ def fit(problem: Problem, quick: bool) -> dict[str, Any]:
         "laplace, std 1": before,
         "laplace": guide,
         "laplace, last layer": pl.fit_laplace(model, train, mode, subset="last_layer"),
+        "ensemble": pl.fit_ensemble(model, train, 2 if quick else 5, num_steps=50 if quick else 2000),
+        "mc dropout": pl.mc_dropout(model, train, num_steps=50 if quick else 2000),
+        "swag": pl.fit_swag(model, train, mode, num_iterates=10 if quick else 100),
         "vi": pl.fit_svi(
-            model, train, AutoNormal(model, init_loc_fn=pl.init_to_start), num_steps=300 if quick else 4000
+            model, train, AutoNormal(model, init_loc_fn=pl.init_to_start), num_steps=300 if quick else 3000
         ),
         "nuts": pl.fit_nuts(
             model,
             train,
-            num_samples=20 if quick else 200,
-            warmup_steps=20 if quick else 200,
+            num_samples=20 if quick else 150,
+            warmup_steps=20 if quick else 150,
             max_tree_depth=3 if quick else 6,
             initial=mode,
         ),
@@ -155,11 +164,14 @@ def report(problem: Problem, posteriors: dict[str, Any], folder: Path) -> pd.Dat
         tree.to_netcdf(folder / f"{slug(name)}.nc")
     held_out = {n: pl.to_datatree(model, posterior, test, num_prior_samples=0) for n, posterior in spread.items()}
     few = {name: posteriors[name] for name in ("laplace", "vi", "nuts")}
+    believed, figure = calibrated(problem, posteriors)
+    print(f"\nheld-out loss (nats a datum), half of the data calibrating the other\n{believed.round(3).to_string()}")
     figures = {
         "comparison": pl.plots.comparison(table),
         "evidence": pl.plots.evidence(posteriors["laplace"]),
         "forest": pl.plots.posterior_forest({name: trees[name] for name in few}, max_rows=20),
         "calibration": pl.plots.calibration(held_out, title=f"{problem.name}, held-out data"),
+        "believed": figure,
     }
     figures |= bands(problem, few) if isinstance(model, Regression) else surface(problem)
     for name, figure in figures.items():
@@ -167,6 +179,31 @@ def report(problem: Problem, posteriors: dict[str, Any], folder: Path) -> pd.Dat
         plt.close(figure)
     (folder / "report.md").write_text(markdown(problem, table, list(figures)))
     return table
+
+
+def calibrated(problem: Problem, posteriors: dict[str, Any]) -> tuple[pd.DataFrame, Figure]:
+    """The loss before and after a temperature or a scale; and the curves of some, before."""
+    model, half = problem.model, len(problem.test[0]) // 2
+    tuning, rest = (tuple(each[part] for each in problem.test) for part in (slice(half), slice(half, None)))
+    rows, predictives = {}, {}
+    for name, posterior in posteriors.items():
+        if isinstance(posterior, pl.AutoLaplace) and posterior.curvature != "none":
+            predictive = pl.LinearizedPredictive(model, posterior)
+        elif isinstance(posterior, MCMC):
+            predictive = pl.Predictive(model, posterior_samples=posterior.get_samples())
+        else:
+            predictive = pl.Predictive(model, guide=posterior, num_samples=300)
+        after = pl.calibrate(predictive, tuning)
+        number = {**after.temperatures, **after.scales}["y"]
+        rows[name] = {
+            "before": pl.scores(predictive, rest)["nll"],
+            "after": pl.scores(after, rest)["nll"],
+            "temperature" if after.temperatures else "scale": number,
+        }
+        predictives[name] = predictive
+    shown = {name: predictives[name] for name in ("map", "laplace", "ensemble", "mc dropout")}
+    draw = pl.plots.coverage if isinstance(model, Regression) else pl.plots.reliability
+    return pd.DataFrame.from_dict(rows, orient="index"), draw(shown, problem.test, title=problem.name)
 
 
 def bands(problem: Problem, posteriors: dict[str, Any]) -> dict[str, Figure]:
@@ -194,7 +231,10 @@ def surface(problem: Problem) -> dict[str, Figure]:
 def markdown(problem: Problem, table: pd.DataFrame, figures: list[str]) -> str:
     """A short report."""
     rows = ["| posterior | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
-    rows += [f"| {name} | " + " | ".join(f"{value:.3g}" for value in row) + " |" for name, row in table.iterrows()]
+    rows += [
+        f"| {name} | " + " | ".join(value if isinstance(value, str) else f"{value:.3g}" for value in row) + " |"
+        for name, row in table.iterrows()
+    ]
     pictures = [f"![{name}]({name}.png)" for name in figures]
     note = (
         f"{len(problem.train[0])} training, {len(problem.test[0])} test data. The std of the prior is 1 in *map* and "

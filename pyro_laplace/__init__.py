@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyro_laplace import nn
+from pyro_laplace import datasets, nn
 from pyro_laplace._errors import (
     IndefiniteCurvature,
     InvalidData,
@@ -15,12 +15,21 @@ from pyro_laplace._errors import (
     TooLarge,
     UnsupportedProgram,
 )
+from pyro_laplace.calibration import CalibratedPredictive, calibrate
 from pyro_laplace.diagnostics.diagnose import diagnose
 from pyro_laplace.diagnostics.diagnosis import Diagnosis
 from pyro_laplace.diagnostics.importance import ImportanceDraws, importance_resample
 from pyro_laplace.evidence.evidence import Evidence, log_evidence
 from pyro_laplace.evidence.maximize import maximize_evidence
-from pyro_laplace.inference import AutoLaplaceApproximation, fit_nuts, fit_svi
+from pyro_laplace.inference import (
+    AutoLaplaceApproximation,
+    DropoutPosterior,
+    fit_ensemble,
+    fit_nuts,
+    fit_svi,
+    fit_swag,
+    mc_dropout,
+)
 from pyro_laplace.io.load import load
 from pyro_laplace.io.save import save
 from pyro_laplace.linearized.predictor import LinearizedPredictive
@@ -38,6 +47,8 @@ from pyro_laplace.posterior.update import update
 from pyro_laplace.program.start import init_to_start
 from pyro_laplace.report.compare import compare
 from pyro_laplace.report.datatree import to_datatree
+from pyro_laplace.report.loo import loo, unconstrained
+from pyro_laplace.sampled.discrete import discrete_posterior
 from pyro_laplace.sampled.predictive import Predictive
 from pyro_laplace.scores import scores
 from pyro_laplace.settings import settings
@@ -52,7 +63,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoLaplace",
     "AutoLaplaceApproximation",
+    "CalibratedPredictive",
     "Diagnosis",
+    "DropoutPosterior",
     "Evidence",
     "ImportanceDraws",
     "IndefiniteCurvature",
@@ -73,20 +86,27 @@ __all__ = [
     "TooLarge",
     "UnsupportedProgram",
     "bayesianize",
+    "calibrate",
     "compare",
+    "datasets",
     "diagnose",
+    "discrete_posterior",
+    "fit_ensemble",
     "fit_laplace",
     "fit_map",
     "fit_nested_laplace",
     "fit_nuts",
     "fit_svi",
+    "fit_swag",
     "importance_resample",
     "init_to_start",
     "laplace_marginal",
     "linearize",
     "load",
     "log_evidence",
+    "loo",
     "maximize_evidence",
+    "mc_dropout",
     "nn",
     "plots",
     "save",
@@ -94,6 +114,7 @@ __all__ = [
     "settings",
     "to_datatree",
     "tune",
+    "unconstrained",
     "update",
 ]
 

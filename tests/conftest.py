@@ -1,12 +1,14 @@
 """What holds for every test: a clean Pyro, a fixed seed, and nothing global left behind."""
 
 from collections.abc import Iterator
+from random import Random
 from zlib import crc32
 
 import jaxtyping
 import pyro
 import pytest
 import torch
+from beartype._check.code import codemain
 from hypothesis import HealthCheck, settings
 from pyro.poutine import runtime
 from torch.overrides import _get_current_function_mode_stack
@@ -15,6 +17,9 @@ pytest.register_assert_rewrite("oracles.predictions")
 
 # The tests' tensors are small, and pytest-xdist brings a process for each core.
 torch.set_num_threads(1)
+
+# Of a list beartype checks an entry at random, and this package sees where a program draws from Python's generator.
+codemain.getrandbits = Random(0).getrandbits
 
 settings.register_profile(
     "pyro_laplace",

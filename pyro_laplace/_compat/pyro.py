@@ -19,7 +19,7 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
 from pyro_laplace._compat.compiler import without_compiler
-from pyro_laplace._compat.torch import plain_attention, plain_bags
+from pyro_laplace._compat.torch import plain_attention, plain_bags, plain_tables
 from pyro_laplace.unwrap import innermost
 
 __all__ = ["mask_of", "name_apart", "site_is_deterministic", "site_is_factor", "site_is_subsample", "undisturbed"]
@@ -153,7 +153,7 @@ def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
     state = RandomState() if rng else None
     _BLOCKS.open += 1
     try:
-        with pyro.validation_enabled(False), plain_attention(), plain_bags(), without_compiler():
+        with pyro.validation_enabled(False), plain_attention(), plain_bags(), plain_tables(), without_compiler():
             yield state
     finally:
         _BLOCKS.open -= 1

@@ -15,10 +15,29 @@ from torch.backends import cuda as attention
 from torch.backends import mha, mkldnn
 from torch.distributions import Distribution, gamma
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage] (documented as public)
+
+
+class DispatchMode(TorchDispatchMode):
+    """Sees operations below autograd, those of a backward pass too."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would load its compiler, to shut it out
+
+
+class ByIdentity(WeakIdKeyDictionary):
+    """What is known of tensors that still live, by their identity; it keeps none alive."""
+
+
+def writes(operation: Any) -> bool:
+    """Whether an operation, as a `DispatchMode` sees it, changes one of its arguments."""
+    return operation._schema.is_mutable
+
 
 # --- trees and modules ------------------------------------------------------------------------
 
@@ -190,6 +209,21 @@ def plain_attention() -> Iterator[None]:
         attention.enable_math_sdp(math)
         for (_, enable), before in zip(_KERNELS, enabled, strict=True):
             enable(before)
+
+
+@contextmanager
+def plain_tables() -> Iterator[None]:
+    """Look words up with the derivative that the result has.
+
+    Torch's reverse mode leaves out the row of a `padding_idx` and its forward mode does not, weights rows by how often
+    they are chosen, or makes sparse gradients, as layers ask for.
+    """
+    own = torch.embedding
+    try:
+        torch.embedding = lambda weight, words, *_, **__: own(weight, words)
+        yield
+    finally:
+        torch.embedding = own
 
 
 @contextmanager

@@ -59,6 +59,13 @@ class Loop:
         moved.__dict__["cut"] = self.cut  # how batches divide does not depend on these
         return moved
 
+    def holding(self, bytes_of_row: float) -> "Loop":
+        """The same passes in chunks of so few rows that what is held of them at once fits `settings.chunk_bytes`."""
+        smaller = Loop(self.program, self.data)
+        most = settings.chunk_bytes / max(1.0, bytes_of_row)
+        smaller.__dict__["cut"] = None if self.cut is None else replace(self.cut, most_rows=most)
+        return smaller
+
     def few_rows(self) -> Chunk:
         """Some rows of the data, for what no datum matters to; the first chunk where rows are not data of their own."""
         if self.program.own_indices or self.cut is None:

@@ -33,17 +33,20 @@ class Cut:
         form: the tree of a batch's arguments.
         leaves: which of its leaves have a row for each datum; the others are the same for all.
         bytes_of_row: what a run makes of one row.
+        most_rows: of a chunk, whatever memory allows.
     """
 
     form: Any
     leaves: tuple[int, ...]
     bytes_of_row: float
+    most_rows: float = math.inf
 
     @property
     def limit(self) -> int:
         """Rows of a chunk: enough for its operations to be worth their overhead, as far as memory allows."""
         size = max(1.0, self.bytes_of_row)
-        return max(1, int(min(settings.chunk_bytes / size, max(settings.enough_bytes / size, settings.enough_rows))))
+        enough = max(settings.enough_bytes / size, settings.enough_rows)
+        return max(1, int(min(settings.chunk_bytes / size, enough, self.most_rows)))
 
     def rows(self, batch: Batch, first: Batch) -> int | None:
         """How many rows a batch has; None where it does not have the form of the first one."""
@@ -70,6 +73,12 @@ class Cut:
         """Some rows of a batch."""
         values, form = flattened(_tree(batch))
         return _batch_of([each[start:stop] if i in self.leaves else each for i, each in enumerate(values)], form)
+
+    def chosen(self, batch: Batch, index: Tensor) -> Batch:
+        """The rows of a batch that an index [rows] of integers names."""
+        values, form = flattened(_tree(batch))
+        taken = [each[index.to(each.device)] if i in self.leaves else each for i, each in enumerate(values)]
+        return _batch_of(taken, form)
 
     def join(self, batches: Sequence[Batch]) -> Batch:
         """The rows of several batches below one another."""

@@ -15,6 +15,7 @@ from pyro_laplace._compat.pyro import site_is_deterministic, site_is_factor, sit
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.draws.vectorize import over_rows
+from pyro_laplace.draws.warm_up import WarmUp
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.program.module_state import modules_kept
@@ -34,6 +35,7 @@ class PosteriorDraws:
         stats: further statistics by draw, name to [chains, draws].
         attrs: further statistics by chain.
         source: the posterior, where it is one of `fit_laplace`.
+        warm_up: draws before these, site name to `[chains, steps, *shape]`, where they were kept.
     """
 
     values: Mapping[str, Tensor]
@@ -43,6 +45,7 @@ class PosteriorDraws:
     stats: Mapping[str, Tensor] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
     source: AutoLaplace | LaplaceMixture | None = None
+    warm_up: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """All draws of all chains."""
@@ -127,7 +130,9 @@ def _of_mcmc(mcmc: MCMC) -> PosteriorDraws:
             stats["diverging"][chain, list(where)] = True
     if "acceptance rate" in diagnostics:
         attrs["acceptance_rate"] = [float(rate) for rate in diagnostics["acceptance rate"].values()]
-    return PosteriorDraws(values, num_chains, independent=False, stats=stats, attrs=attrs)
+    kept = getattr(mcmc, "warm_up", None)
+    before = kept.values(mcmc.transforms or {}) if isinstance(kept, WarmUp) else {}
+    return PosteriorDraws(values, num_chains, independent=False, stats=stats, attrs=attrs, warm_up=before)
 
 
 def _of_mapping(draws: Mapping[str, Any]) -> PosteriorDraws:

@@ -104,17 +104,25 @@ def over_draws(
     sample: bool,
     what: str | None = None,
 ) -> dict[str, Tensor]:
-    """Read something off a run at every draw: vectorised, or one by one where the program does not vectorise."""
+    """Read something off a run at every draw: vectorised, or one by one where the program does not vectorise.
+
+    Sites that have one value at all draws are given once: what a program makes of these alone is made once a pass.
+
+    Returns:
+        name to `[draws, *shape]`.
+    """
     draws = {name: _draws_of(name, draws, program) for name in program.latents}
+    count = len(next(iter(draws.values())))
+    held = {name: value[0] for name, value in draws.items() if count > 1 and bool((value == value[:1]).all())}
+    moving = {name: value for name, value in draws.items() if name not in held}
 
     def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return dict(read(program.run_at(values, chunk, sample), chunk))
+        return dict(read(program.run_at({**held, **values}, chunk, sample), chunk))
 
     with undisturbed(rng=False), torch.no_grad():
         with Widest() as widest:
-            first = at({name: value[0] for name, value in draws.items()})
-        count = len(next(iter(draws.values())))
-        return over_rows(at, draws, count, widest.chunk_size, what=what) if first else {}
+            first = at({name: value[0] for name, value in moving.items()})
+        return over_rows(at, moving, count, widest.chunk_size, what=what) if first else {}
 
 
 def _draws_of(name: str, draws: Values, program: Program) -> Tensor:

@@ -10,11 +10,13 @@ from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
+from pyro_laplace._compat.compiler import without_compiler
 from pyro_laplace._compat.pyro import chains_in_turn, undisturbed
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace._typing import Theta
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Data, as_data
+from pyro_laplace.draws.warm_up import WarmUp
 from pyro_laplace.inference.mass import LaplaceMass
 from pyro_laplace.inference.potential import Potential
 from pyro_laplace.mode.descent import descend
@@ -26,6 +28,7 @@ from pyro_laplace.program.sites import Latent
 from pyro_laplace.settings import settings
 
 
+@without_compiler()
 def fit_nuts(
     model: Callable[..., Any],
     data: Any,
@@ -91,6 +94,7 @@ def fit_nuts(
         mass = None if precondition is None else LaplaceMass(precondition, program)
         potential = Potential(program, tuple(Loop(program, data).chunks()))
         starts = _starts(program, data, potential, num_chains, precondition, initial is not None)
+        potential.record(starts[0])
         kernel = NUTS(
             potential_fn=potential,
             full_mass=mass.dense_sites if mass else False,  # type: ignore[arg-type] (Pyro takes a list of blocks)
@@ -108,9 +112,11 @@ def fit_nuts(
             warmup_steps=warmup_steps,
             transforms={name: Unconstrain(latent, dtype) for name, latent in program.latents.items()},
             disable_progbar=not progress,
+            hook_fn=(warm_up := WarmUp()),
         )
         mcmc.run()
-    setattr(mcmc, "fit_seconds", time.perf_counter() - begin)  # noqa: B010 (MCMC does not declare it)
+    setattr(mcmc, "warm_up", warm_up)  # noqa: B010 (MCMC does not declare it)
+    setattr(mcmc, "fit_seconds", time.perf_counter() - begin)  # noqa: B010
     return mcmc
 
 

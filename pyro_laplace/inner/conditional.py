@@ -80,6 +80,11 @@ class Conditional:
         theta = self.program.start.double()
         return theta[self.inner_index], theta[self.hyper_index]
 
+    @property
+    def eps(self) -> float:
+        """Rounding of the program's dtype."""
+        return torch.finfo(self.program.start.dtype).eps
+
     def theta(self, x: Tensor, h: Tensor) -> Tensor:
         """All of theta `[*batch, params]`, in the program's dtype."""
         return torch.cat([h, x], -1)[..., self.order].to(self.program.start)

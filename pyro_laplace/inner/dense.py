@@ -53,10 +53,11 @@ class DenseInner(Inner):
 
     def solve(self, h: Tensor) -> InnerSolved:
         """From the nearest modes known; where that fails, from the start."""
-        modes = search_rows(self.derive, self.memory.nearest(h), h)
+        expand, eps = self.derive.expanded, self.of.eps
+        modes = search_rows(expand, self.memory.nearest(h), h, eps)
         rows = (~modes.found).nonzero()[:, 0]
         if len(rows) and len(self.memory.h):
-            modes.put(rows, search_rows(self.derive, self.memory.start.expand(len(rows), -1), h[rows]))
+            modes.put(rows, search_rows(expand, self.memory.start.expand(len(rows), -1), h[rows], eps))
         self.memory.keep(h[modes.found], modes.x[modes.found])
         return DenseSolved(self.derive, h, modes)
 

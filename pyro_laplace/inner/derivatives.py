@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import LaplaceError
-from pyro_laplace.inference.recorded import NotRecordable, Recorded
+from pyro_laplace.inference.recorded import Recorded, around, recorded_if_same
 from pyro_laplace.inner.conditional import Conditional
 from pyro_laplace.inner.rows import Expanded, Slopes, expanded, expansion_at, slopes, slopes_at
 from pyro_laplace.settings import settings
@@ -96,25 +96,8 @@ def recorded(plain: Derivatives) -> Derivatives:
     start = torch.cat([x, h])
     if not size or 8 * size * of.data_size > settings.pass_elements:
         return plain
+    weights = torch.eye(size).to(start).flatten()
     with undisturbed(), torch.no_grad():
-        try:
-            beside = start + settings.record_step * (1 + start.abs())
-            weights = torch.eye(size).to(start).flatten()
-            found = Recorded.of(expand, start), Recorded.of(slope, torch.cat([start, weights]))
-            points = [start, beside, 2 * start - beside]
-            same = all(
-                _same_results(each(at), fn(at), of.program.start.dtype)
-                for each, fn, rest in zip(found, (expand, slope), (start[:0], weights), strict=True)
-                for at in (torch.cat([point, rest]) for point in points)
-            )
-        except (NotRecordable, RuntimeError, ValueError):  # whatever a program does that is no list of operations
-            return plain
-    return RecordedDerivatives(of, *found) if same else plain
-
-
-def _same_results(found: Any, expected: Any, dtype: torch.dtype) -> bool:
-    error = settings.rounding * torch.finfo(dtype).eps
-    return all(
-        torch.allclose(a, b, rtol=error, atol=error * float(b.abs().nan_to_num(0, 0, 0).max()), equal_nan=True)
-        for a, b in zip(found, expected, strict=True)
-    )
+        expansion = recorded_if_same(expand, around(start), of.eps)
+        third = recorded_if_same(slope, [torch.cat([at, weights]) for at in around(start)], of.eps)
+    return plain if expansion is None or third is None else RecordedDerivatives(of, expansion, third)

@@ -1,12 +1,15 @@
 """Newton's method for the inner modes at many hyper points at once, each row with a damping of its own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyro_laplace.inner.derivatives import Derivatives
+from pyro_laplace.inner.rows import Expanded
 from pyro_laplace.settings import settings
+
+type Expand = Callable[[Tensor, Tensor], Expanded]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,7 @@ class Modes:
         return root @ root.mT
 
 
-def search_rows(derive: Derivatives, x: Tensor, h: Tensor, steps: int | None = None) -> Modes:
+def search_rows(expand: Expand, x: Tensor, h: Tensor, eps: float, steps: int | None = None) -> Modes:
     """The modes of ``log p(y, x | h)`` in x.
 
     Steps are those of Levenberg in unit-free coordinates, undamped where the Hessian is positive definite and the
@@ -60,17 +63,17 @@ def search_rows(derive: Derivatives, x: Tensor, h: Tensor, steps: int | None = N
     the last step, of quadratic convergence, is beyond rounding.
 
     Args:
-        derive: the conditional density's derivatives.
+        expand: the expansion of minus the log density at rows x, h.
         x: where the searches begin [b, i].
         h: [b, hyper].
+        eps: rounding of the density's dtype.
         steps: at most so many; None means `settings.inner_steps`.
 
     Returns:
         the modes.
     """
     count, size = x.shape
-    eps = torch.finfo(derive.of.program.start.dtype).eps
-    at, x = derive.expanded(x, h), x.clone()
+    at, x = expand(x, h), x.clone()
     damping = x.new_zeros(count)
     best = x.new_full((count,), torch.inf)  # the smallest decrement of each row
     active = at.value.isfinite()
@@ -93,7 +96,7 @@ def search_rows(derive: Derivatives, x: Tensor, h: Tensor, steps: int | None = N
         if not len(going):
             continue
         rows, step, decrement = rows[going], step[going], decrement[going]
-        tried = derive.expanded(x[rows] + step, h[rows])
+        tried = expand(x[rows] + step, h[rows])
         noise = 4 * eps * at.value[rows].abs()
         fall = at.value[rows] - tried.value
         better = tried.value.isfinite() & tried.gradient.isfinite().all(-1)

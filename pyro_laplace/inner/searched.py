@@ -2,16 +2,16 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pyro_laplace._errors import IndefiniteCurvature, NotAMode
 from pyro_laplace.inner.conditional import Conditional
-from pyro_laplace.inner.derivatives import Derivatives
 from pyro_laplace.inner.newton_rows import search_rows
 from pyro_laplace.inner.problem import Inner, InnerSolved, Memory
-from pyro_laplace.inner.rows import values
+from pyro_laplace.inner.rows import expanded, values
 from pyro_laplace.posterior.search import PosteriorAt, Search
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.block import Block
@@ -61,9 +61,8 @@ class SearchedInner(Inner):
         height = values(self.of, *pairs).reshape(len(h), len(known))
         count = min(len(known), settings.inner_starts if len(self.memory.h) else settings.inner_draws)
         starts = known[height.topk(count, 1).indices]  # b k i
-        modes = search_rows(
-            Derivatives(self.of), starts.flatten(0, 1), h.repeat_interleave(count, 0), settings.inner_steps_network
-        )
+        pairs = starts.flatten(0, 1), h.repeat_interleave(count, 0)
+        modes = search_rows(partial(expanded, self.of), *pairs, self.of.eps, settings.inner_steps_network)
         height = torch.where(modes.found, -modes.value, -math.inf).reshape(len(h), count)
         return modes.x.reshape(len(h), count, -1)[torch.arange(len(h)), height.argmax(1)]
 

@@ -3,10 +3,27 @@
 Each function returns a `matplotlib.figure.Figure`; save it with ``figure.savefig(path)``.
 """
 
+from pyro_laplace.plots.believed import coverage, ood, reliability
 from pyro_laplace.plots.calibration import calibration, pit
 from pyro_laplace.plots.evidence import evidence
 from pyro_laplace.plots.forest import posterior_forest
+from pyro_laplace.plots.marginals import khat, posteriors
 from pyro_laplace.plots.predictions import class_surface, predictive_bands
+from pyro_laplace.plots.spectrum import spectrum
 from pyro_laplace.plots.table import comparison
 
-__all__ = ["calibration", "class_surface", "comparison", "evidence", "pit", "posterior_forest", "predictive_bands"]
+__all__ = [
+    "calibration",
+    "class_surface",
+    "comparison",
+    "coverage",
+    "evidence",
+    "khat",
+    "ood",
+    "pit",
+    "posterior_forest",
+    "posteriors",
+    "predictive_bands",
+    "reliability",
+    "spectrum",
+]

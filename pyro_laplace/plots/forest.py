@@ -36,10 +36,10 @@ def posterior_forest(
 
     named = by_name(trees)
     first = next(iter(named.values())).posterior.to_dataset()
-    shown, left_out = _that_fit(first, var_names, max_rows)
+    shown, left_out = sites_that_fit(first, var_names, max_rows, "max_rows")
     posteriors = {name: tree.posterior.to_dataset()[shown] for name, tree in named.items()}
     length = max(posterior.sizes["chain"] * posterior.sizes["draw"] for posterior in posteriors.values())
-    scalars = {name: _scalars(posterior, length) for name, posterior in posteriors.items()}
+    scalars = {name: scalars_of(posterior, length) for name, posterior in posteriors.items()}
     rows = len(next(iter(scalars.values())).posterior.data_vars)
     several = len(scalars) > 1
     collection = arviz_plots.plot_forest(
@@ -67,8 +67,23 @@ def posterior_forest(
     return figure
 
 
-def _that_fit(posterior: Any, var_names: Sequence[str] | str | None, max_rows: int) -> tuple[list[str], int]:
-    """Sites whose coordinates together are at most `max_rows`, and the number of the others."""
+def sites_that_fit(
+    posterior: Any, var_names: Sequence[str] | str | None, most: int, option: str
+) -> tuple[list[str], int]:
+    """Sites whose coordinates together are at most some number, and the number of the others.
+
+    Args:
+        posterior: the dataset.
+        var_names: sites to choose from; None for all.
+        most: coordinates at most.
+        option: by what name the caller was given that.
+
+    Returns:
+        the names, and how many are left out.
+
+    Raises:
+        InvalidOption: if no site fits, or `var_names` names none of the posterior's.
+    """
     names = list(posterior.data_vars) if var_names is None else np.atleast_1d(np.asarray(var_names)).tolist()
     unknown = [name for name in names if name not in posterior.data_vars]
     if unknown:
@@ -76,15 +91,15 @@ def _that_fit(posterior: Any, var_names: Sequence[str] | str | None, max_rows: i
     shown, rows = [], 0
     for name in names:
         size = int(np.prod(posterior[name].shape[2:], dtype=int))
-        if rows + size <= max_rows:
+        if rows + size <= most:
             shown.append(name)
             rows += size
     if not shown:
-        raise InvalidOption(f"none of the sites {names} has at most max_rows={max_rows} coordinates: raise max_rows")
+        raise InvalidOption(f"none of the sites {names} has at most {option}={most} coordinates: raise {option}")
     return shown, len(names) - len(shown)
 
 
-def _scalars(posterior: Any, length: int) -> DataTree:
+def scalars_of(posterior: Any, length: int) -> DataTree:
     """Every coordinate as a variable of its own, `site[label, ...]`, with one chain of `length` draws."""
     scalars = {}
     for site, draws in posterior.data_vars.items():

@@ -1,16 +1,31 @@
 """Colours, markers and axes, the same in every figure."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from xarray import DataTree
 
 from pyro_laplace._errors import InvalidOption
+from pyro_laplace.settings import settings
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#444444")
 """Okabe and Ito's palette, which the colour-blind can tell apart, without its yellow."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+_STROKES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
+"""Lines that can be told apart in grey."""
+
+type Stroke = Any
+"""What matplotlib takes for a line's style."""
+
+
+def stroke(number: int) -> Stroke:
+    """The line of the posterior at this place."""
+    return _STROKES[number % len(_STROKES)]
 
 
 def look(number: int) -> tuple[str, str]:
@@ -24,6 +39,21 @@ def tidy(axes: Axes, grid: str | None = "both") -> None:
     axes.set_axisbelow(True)
     if grid:
         axes.grid(axis=grid, color="0.9", linewidth=0.8)  # type: ignore[arg-type]
+
+
+def for_paper(figure: Figure) -> Figure:
+    """The figure, with letters that can be read at the width of a column."""
+    size = settings.plot_letters
+    for axes in figure.axes:
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_fontsize(size)
+        axes.tick_params(labelsize=size - 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    legends = [axes.get_legend() for axes in figure.axes]
+    for legend in (*figure.legends, *(each for each in legends if each is not None)):
+        for text in legend.get_texts():
+            text.set_fontsize(size - 1)
+    return figure
 
 
 def by_name(trees: DataTree | Mapping[str, DataTree]) -> dict[str, DataTree]:

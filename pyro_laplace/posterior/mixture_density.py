@@ -11,7 +11,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.settings import settings
 
 POINT = "point"
@@ -35,7 +34,7 @@ class MixtureDensity(TorchDistribution):
     has_rsample = True
 
     def __init__(self, components: Any, weights: Tensor, batch_shape: Any = ()) -> None:
-        self.components: tuple[AutoLaplace, ...] = tuple(components)
+        self.components: tuple[Any, ...] = tuple(components)
         self.weights = weights
         first = self.components[0]
         self.held = torch.ones_like(first.theta, dtype=torch.bool)
@@ -164,7 +163,7 @@ class MixtureDensity(TorchDistribution):
         return torch.where(self.held, deviation, 0.0).abs().sum(-1)
 
 
-def _log_normal(component: AutoLaplace, theta: Tensor) -> Tensor:
+def _log_normal(component: Any, theta: Tensor) -> Tensor:
     """Log density of the random coordinates of theta `[*batch, params]`; 0 for a point, which has none."""
     if component.structure == POINT:
         return theta.new_zeros(theta.shape[:-1])

@@ -10,10 +10,9 @@ import torch
 from pyro_laplace._compat.pyro import live_param
 from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace._typing import Values
-from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.settings import settings
 
-_TOLD: WeakSet[AutoLaplace] = WeakSet()
+_TOLD: WeakSet[Any] = WeakSet()
 """The posteriors whose user has been told that the store holds other values."""
 
 
@@ -29,8 +28,8 @@ def own_params(model: Callable[..., Any], posterior: Any) -> Values:
     Returns:
         name to value; none where the store holds all of them.
     """
-    guide = getattr(posterior, "components", (posterior,))[0]  # of a mixture all were built at the same values
-    if not isinstance(guide, AutoLaplace) or not guide.hyperparameters:
+    guide: Any = getattr(posterior, "components", (posterior,))[0]  # of a mixture all were built at the same values
+    if not hasattr(guide, "path") or not guide.hyperparameters:
         return {}
     live = {name: live_param(model, name) for name in guide.hyperparameters}
     changed = [

@@ -3,32 +3,33 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace._errors import LaplaceWarning
+from pyro_laplace._errors import LaplaceWarning, check_option
 from pyro_laplace.data import Data, as_data
-from pyro_laplace.diagnostics.importance import ImportanceDraws
-from pyro_laplace.draws.draws import PosteriorDraws, draws_of
 from pyro_laplace.draws.over_draws import View, map_rows
 from pyro_laplace.linearized.choose import predictive_model
 from pyro_laplace.linearized.program import LinearizedProgram
-from pyro_laplace.posterior.guide import AutoLaplace
-from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.program.run import Recorder, run_model
+from pyro_laplace.report.names import axes_of_module
+from pyro_laplace.report.posterior import draws_with_density, theta_of
+from pyro_laplace.report.provenance import attributes
+from pyro_laplace.settings import settings
 
 if TYPE_CHECKING:
     import xarray
 
 
-_OF_DATA = ("observed_data", "posterior_predictive", "prior_predictive")
+_OF_DATA = ("observed_data", "posterior_predictive", "prior_predictive", "predictions")
 """Groups of values of the observed sites."""
+
+_OF_LATENTS = ("posterior", "warmup_posterior", "prior", "unconstrained_posterior")
+"""Groups of values of the latent sites."""
 
 
 def to_datatree(
@@ -39,6 +40,8 @@ def to_datatree(
     *,
     linearized: bool | str = "auto",
     num_prior_samples: int = 500,
+    predictions_data: Any = None,
+    large_sites: bool = False,
     coords: Mapping[str, Sequence[Any]] | None = None,
     progress: bool = True,
 ) -> "xarray.DataTree":
@@ -46,16 +49,19 @@ def to_datatree(
 
     Groups: `posterior` (latent and `pyro.deterministic` sites), `log_likelihood` (per datum, as the program scales and
     masks it), `log_prior` (of each latent site), `posterior_predictive`, `observed_data`, `constant_data` (the model's
-    other tensor arguments), `sample_stats`, `prior` and `prior_predictive` (left out where a prior cannot be drawn).
+    other tensor arguments), `sample_stats`, `prior` and `prior_predictive` (left out where a prior cannot be drawn);
+    `unconstrained_posterior`, theta; of an `MCMC` of `fit_nuts` `warmup_posterior`; and with `predictions_data`
+    `predictions` and `predictions_constant_data`.
 
     Data that are counts, classes or yes and no have an integer dtype, draws of them too.
 
     `sample_stats` holds `lp`, the log joint density of theta (unconstrained, log-Jacobian included) under the program
-    that `log_likelihood` is of; for an `AutoLaplace` also `lp_approx`, its own log density of theta, with which
+    that `log_likelihood` is of; for a guide with a density also `lp_approx`, its own log density of theta, with which
     ``arviz.loo_approximate_posterior(tree, tree.sample_stats.lp, tree.sample_stats.lp_approx)`` corrects for the
     approximation; for an `MCMC` also `diverging`, and the acceptance rate of each chain as an attribute.
 
-    Batch dims are named by their plates, the others ``{site}_dim_{i}``. Draws that are independent of one another get
+    Batch dims are named by their plates, those of a network's parameters by their module (``net.0_out``, which weight
+    and bias share), and the others ``{site}_dim_{i}``. Draws that are independent of one another get
     one chain: give ArviZ's `loo` ``reff=1.0`` for them.
 
     Args:
@@ -68,12 +74,16 @@ def to_datatree(
             `AutoLaplace` within which the program is not linear.
         num_prior_samples: draws of `prior` and `prior_predictive`; 0 leaves the groups out, and so does an improper
             prior, which has no draws.
+        predictions_data: new inputs, observed values not among them, whose predictions the tree shall hold too.
+        large_sites: whether latent sites of more than `settings.tree_entries` numbers are among the draws that the tree
+            holds. They are left out otherwise, and the attribute `left_out` names them; nothing else depends on it.
         coords: labels of dims, as in ``arviz_base.from_dict``.
         progress: whether a pass that lasts shows a progress bar.
 
     Returns:
-        the tree. Its root's attributes name the library, the posterior, its structure and curvature, and whether
-        predictions are linearised.
+        the tree, which netCDF and zarr take as it is. Its root's attributes say where it comes from: versions, the
+        posterior, its structure, curvature, subset and hyperparameters, the seed, and whether predictions are
+        linearised.
 
     Raises:
         InvalidOption: for an option's unknown value, or a posterior that is none of the above.
@@ -83,37 +93,76 @@ def to_datatree(
     from arviz_base import dict_to_dataset, from_dict  # takes a second to load
     from xarray import DataTree
 
+    check_option("large_sites", large_sites, (True, False))
     data = as_data(data).held()
-    draws = draws_of(posterior, data, num_samples)
+    draws = draws_with_density(model, posterior, data, num_samples)
     predictive = predictive_model(model, posterior, data, linearized)
     view = View.of(predictive, data, draws, progress)
     observed = view.observed  # first, as it refuses data that have no density
+    enough = draws.at_least(num_samples) if draws.is_point else draws.values
     groups = {
         "posterior": {**view.latents(draws.values), **view.deterministic(draws.values)},
         "log_likelihood": view.log_lik(draws.values),
-        "posterior_predictive": view.replicated(draws.at_least(num_samples) if draws.is_point else draws.values),
+        "posterior_predictive": view.replicated(enough),
+        "unconstrained_posterior": {"theta": theta_of(view.program, draws)},
     }
     groups = {group: {k: draws.by_chain(v) for k, v in values.items()} for group, values in groups.items()}
+    groups["warmup_posterior"] = dict(draws.warm_up)
     groups["sample_stats"] = {"lp": draws.by_chain(view.log_joint(draws.values)), **draws.stats}
     if draws.log_q is not None:
         groups["sample_stats"]["lp_approx"] = draws.by_chain(draws.log_q)
     if num_prior_samples:
         groups |= _prior_groups(predictive, view, data, num_prior_samples)
+    left_out = {} if large_sites else _large(view)
+    for group in _OF_LATENTS:
+        groups[group] = {name: value for name, value in groups.get(group, {}).items() if name not in left_out}
     groups["observed_data"] = observed
     groups["constant_data"] = view.constant
+    pred_dims: dict[str, list[str]] = {}
+    if predictions_data is not None:
+        new = View(replace(view.program, external={}), as_data(predictions_data).held(), progress)
+        pred_dims = _dims(new, predictive)
+        groups["predictions"] = {n: draws.by_chain(value) for n, value in new.replicated(enough).items()}
+        groups["predictions_constant_data"] = new.constant
     groups = {group: values for group, values in groups.items() if values}
     tree = from_dict(
         {
             group: {n: _as_numpy(value, group in _OF_DATA and n in view.counts) for n, value in values.items()}
             for group, values in groups.items()
         },
-        dims=view.dims,
+        dims=_dims(view, predictive),
         coords=dict(coords or {}),
-        attrs=_attributes(posterior, predictive, draws, groups),
+        pred_dims=pred_dims,
+        pred_coords=_fitting(coords or {}, groups.get("predictions", {}), pred_dims),
+        save_warmup=True,
+        attrs=attributes(posterior, predictive, draws, groups, left_out),
     )
     prior = {name: _as_numpy(draws.by_chain(value)) for name, value in view.log_prior(draws.values).items()}
     tree["log_prior"] = DataTree(dict_to_dataset(prior))  # one number a draw, whatever dims the sites have
     return tree
+
+
+def _dims(view: View, model: Callable[..., Any]) -> dict[str, list[str]]:
+    """Variable to the names of its axes: of a network's parameters, those of its module."""
+    dims = dict(view.dims)
+    for name, latent in view.program.latents.items():
+        own = axes_of_module(model, name, len(latent.shape))
+        dims[name] = dims[name] if own is None or latent.frames else own
+    return dims
+
+
+def _large(view: View) -> dict[str, int]:
+    """Latent sites that a tree does not hold unless it is asked to, and theta where there is one; with their sizes."""
+    sizes = {name: latent.size for name, latent in view.program.latents.items()} | {"theta": view.program.num_params}
+    return {name: size for name, size in sizes.items() if size > settings.tree_entries}
+
+
+def _fitting(
+    coords: Mapping[str, Sequence[Any]], values: Mapping[str, Tensor], dims: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """The labels whose dim has as many elements in some values [chain, draw, *dims] as there are labels."""
+    sizes = {dim: size for n, value in values.items() for dim, size in zip(dims[n], value.shape[2:], strict=True)}
+    return {name: labels for name, labels in coords.items() if sizes.get(name, len(labels)) == len(labels)}
 
 
 def _prior_groups(model: Any, view: View, data: Data, num_samples: int) -> dict[str, dict[str, Tensor]]:
@@ -146,40 +195,3 @@ def _as_numpy(value: Tensor, whole: bool = False) -> np.ndarray:
     """An array; of whole numbers as integers, unless one is missing."""
     array = value.detach().cpu().numpy()
     return array.astype(np.int64) if whole and np.isfinite(array).all() else array
-
-
-def _attributes(posterior: Any, model: Any, draws: PosteriorDraws, groups: Mapping[str, Any]) -> dict[str, dict]:
-    ours = isinstance(posterior, AutoLaplace | LaplaceMixture | ImportanceDraws)
-    about: dict[str, Any] = {
-        "inference_library": "pyro_laplace" if ours else "pyro-ppl",
-        "inference_library_version": _version("pyro_laplace" if ours else "pyro-ppl"),
-        "posterior": "draws" if isinstance(posterior, Mapping) else type(posterior).__name__,
-        "linearized": int(isinstance(model, LinearizedProgram)),
-    }
-    if isinstance(posterior, AutoLaplace | LaplaceMixture):
-        about |= {
-            "structure": str(posterior.structure),
-            "curvature": posterior.curvature,
-            "subset": list(posterior.layout),
-            "log_evidence": float(posterior.log_evidence),
-        }
-    if isinstance(posterior, ImportanceDraws):
-        names = ("khat", "ess", "log_evidence", "log_evidence_error")
-        about |= {name: float(getattr(posterior, name)) for name in names}
-    if isinstance(posterior, MCMC):
-        about["kernel"] = type(posterior.kernel).__name__
-    seconds = getattr(posterior, "fit_seconds", None)
-    if seconds is not None:
-        about["fit_seconds"] = float(seconds)
-    root = {"creation_library": "pyro_laplace", "creation_library_version": _version("pyro_laplace")}
-    attrs = {"/": root | about} | {group: dict(about) for group in ("posterior",) if group in groups}
-    if draws.attrs and "sample_stats" in groups:
-        attrs["sample_stats"] = dict(draws.attrs)
-    return attrs
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -120,17 +120,18 @@ def fair_crps(draws: Tensor, truth: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def within_quantiles(draws: Tensor, truth: Tensor) -> Tensor:
-    """Whether each value is within the central interval of its draws, which is to hold `settings.coverage_level`.
+def quantiles_of(draws: Tensor, probs: Tensor) -> Tensor:
+    """Quantiles of draws, linear between two of them (the default of `numpy.quantile`).
 
     Args:
-        draws: `[draws, n, ...]`.
-        truth: `[n, ...]`.
+        draws: x `[S, n]`.
+        probs: of which [tails].
 
     Returns:
-        bool `[n, ...]`.
+        the values `[n, tails]`, in float64.
     """
-    tail = (1 - settings.coverage_level) / 2
-    lower, upper = np.quantile(draws.cpu().numpy(), [tail, 1 - tail], axis=0)
-    values = truth.cpu().numpy()
-    return torch.from_numpy((lower <= values) & (values <= upper))
+    ordered = draws.double().sort(0).values
+    place = probs.to(ordered) * (len(ordered) - 1)
+    low = place.floor().long()
+    high = (low + 1).clamp(max=len(ordered) - 1)
+    return torch.lerp(ordered[low], ordered[high], (place - low).unsqueeze(-1)).mT

@@ -1,9 +1,9 @@
 """What was predicted of an observed site on a batch, beside what was observed: all that a score is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property, partial
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from pyro_laplace._compat.pyro import mask_of
+from pyro_laplace.data import Batch
 from pyro_laplace.likelihood.mixture import DistributionMixture, FunctionMixture, average
 from pyro_laplace.likelihood.normal import ArrayNormal
 from pyro_laplace.likelihood.outcome import Outcome
-from pyro_laplace.scores.formulas import fair_crps, normal_crps
-from pyro_laplace.settings import settings
+from pyro_laplace.scores.formulas import fair_crps, normal_crps, quantiles_of
+from pyro_laplace.scores.levels import Levels, Marks
 from pyro_laplace.unwrap import core, innermost, peel
 
 _NORMAL: tuple[type, ...] = (Normal, MultivariateNormal, LowRankMultivariateNormal, ArrayNormal)
@@ -47,12 +48,12 @@ class Prediction:
     @cached_property
     def outcome(self) -> Outcome:
         """What y is; of a mixture, what it is in its components."""
-        return Outcome.of(_component(self.distribution))
+        return Outcome.of(component_of_mixture(self.distribution))
 
     @cached_property
     def entries(self) -> Tensor:
         """Which entries count, bool `[*batch, *event]`; classes have no axis."""
-        shape, fn = self._values.shape, _component(self.distribution)
+        shape, fn = self._values.shape, component_of_mixture(self.distribution)
         if self.is_class:
             shape = shape[: len(shape) - len(self.outcome.base.event_shape)]
         inner = len(shape) - self._batch_dims
@@ -91,7 +92,7 @@ class Prediction:
             `[entries, classes]`, and [entries].
         """
         base, observed = self.outcome.base, self._values
-        expected = _expected(self.distribution) if expected is None else expected
+        expected = expected_of(self.distribution) if expected is None else expected
         assert expected is not None  # class probabilities have a closed form
         if base.event_shape:  # one-hot
             return self._chosen(expected), observed.argmax(-1)[self.entries]
@@ -108,7 +109,7 @@ class Prediction:
     @property
     def mean(self) -> Tensor | None:
         """The predictive mean of each entry that counts [entries]; None without a closed form."""
-        mean = _expected(self.distribution)
+        mean = expected_of(self.distribution)
         return None if mean is None else self.select(mean)
 
     @cached_property
@@ -120,18 +121,30 @@ class Prediction:
         return self.select(base.mean), self.select(base.variance).sqrt()
 
     @property
-    def interval(self) -> tuple[Tensor, Tensor] | None:
-        """The quantiles [entries] that bound `settings.coverage_level` of y; None where they have no closed form."""
-        tail = (1 - settings.coverage_level) / 2
-        low, high = torch.tensor(tail, dtype=torch.float64), torch.tensor(1 - tail, dtype=torch.float64)
+    def variance(self) -> Tensor | None:
+        """The predictive variance of each entry that counts [entries]; None without a closed form."""
+        try:
+            return self.select(self.distribution.variance)
+        except (NotImplementedError, AttributeError):
+            return None
+
+    def quantiles(self, probs: Tensor) -> Tensor | None:
+        """Quantiles of y of each entry that counts.
+
+        Args:
+            probs: of which [tails], in float64.
+
+        Returns:
+            the values `[entries, tails]`; None where they have no closed form.
+        """
         if self.normal is not None:
-            normal = Normal(*self.normal, validate_args=False)
-            return normal.icdf(low), normal.icdf(high)
+            mean, std = (each.unsqueeze(-1) for each in self.normal)
+            return Normal(mean, std, validate_args=False).icdf(probs)
         base = innermost(self.distribution)
         if not all(each.bijective for each in getattr(base, "transforms", ())):
             return None  # of what is folded torch gives the quantiles before that
         try:
-            return self.select(base.icdf(low)), self.select(base.icdf(high))
+            return torch.stack([self.select(base.icdf(each)) for each in probs], -1)
         except NotImplementedError:
             return None
 
@@ -149,6 +162,50 @@ class Prediction:
             the scores [entries].
         """
         return fair_crps(draws(), self.truth) if self.normal is None else normal_crps(*self.normal, self.truth)
+
+    def marks(self, num_samples: int, levels: Levels) -> Marks:
+        """What scores are made of, where the distribution is known.
+
+        Args:
+            num_samples: draws of y, where something has no closed form.
+            levels: of the intervals.
+
+        Returns:
+            the marks.
+        """
+        if self.is_class:
+            probs, labels = self.classes()
+            return {"log_prob": self.log_prob, "probs": probs, "labels": labels}
+        draws = cache(partial(self.draws, num_samples))
+        mean, variance, quantiles = self.mean, self.variance, self.quantiles(levels.probs)
+        return {
+            "log_prob": self.log_prob,
+            "square": ((draws().mean(0) if mean is None else mean) - self.truth).square(),
+            "crps": self.crps(draws),
+            "quantiles": quantiles_of(draws(), levels.probs) if quantiles is None else quantiles,
+            "variance": draws().var(0) if variance is None else variance,
+            "truth": self.truth,
+        }
+
+    def marks_by_draws(self, drawn: Tensor, mean: Tensor | None, variance: Tensor | None, levels: Levels) -> Marks:
+        """The same of numbers that draws predict, but for the density.
+
+        Args:
+            drawn: draws of y that count `[draws, entries]`.
+            mean: of y [entries], where it is known better than by these.
+            variance: of y, likewise.
+            levels: of the intervals.
+
+        Returns:
+            the marks.
+        """
+        return {
+            "square": ((drawn.mean(0) if mean is None else mean) - self.truth).square(),
+            "crps": fair_crps(drawn, self.truth),
+            "quantiles": quantiles_of(drawn, levels.probs),
+            "variance": drawn.var(0) if variance is None else variance,
+            "truth": self.truth,
+        }
 
     def select(self, values: Tensor, lead: int = 0) -> Tensor:
         """What counts of values `[*lead, *batch, *event]`, in float64 `[*lead, entries]`."""
@@ -168,17 +225,26 @@ class Prediction:
         return self._values.dim() - len(self.distribution.event_shape)
 
 
-def _component(fn: Any) -> Any:
+@runtime_checkable
+class Forecaster(Protocol):
+    """What gives predictions of a batch by itself, as a calibrated predictive does."""
+
+    def predictions(self, batch: Batch) -> Mapping[str, Prediction]:
+        """Site name to what is predicted of it, beside the data that the batch holds."""
+        ...
+
+
+def component_of_mixture(fn: Any) -> Any:
     """The distribution; of a mixture one of its components, or all of them along a first axis."""
     if isinstance(fn, DistributionMixture):
-        return _component(fn.components[0])
+        return component_of_mixture(fn.components[0])
     return fn.components if isinstance(fn, FunctionMixture) else fn
 
 
-def _expected(fn: Any) -> Tensor | None:
+def expected_of(fn: Any) -> Tensor | None:
     """`Outcome.expected`, averaged over the components of a mixture."""
     if isinstance(fn, DistributionMixture):
-        parts = [_expected(component) for component in fn.components]
+        parts = [expected_of(component) for component in fn.components]
         return None if any(part is None for part in parts) else average(fn.weights, [p for p in parts if p is not None])
-    expected = Outcome.of(_component(fn)).expected
+    expected = Outcome.of(component_of_mixture(fn)).expected
     return expected.mean(0) if isinstance(fn, FunctionMixture) and expected is not None else expected

@@ -19,13 +19,14 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace.settings.hyperparameters import HyperparameterSearch
 from pyro_laplace.settings.nested import Nested
 from pyro_laplace.settings.numerics import Numerics
+from pyro_laplace.settings.peers import Peers
 from pyro_laplace.settings.reports import Reports
 from pyro_laplace.settings.search import ModeSearch
 from pyro_laplace.settings.work import Work
 
 
 @dataclass
-class Settings(Reports, HyperparameterSearch, ModeSearch, Nested, Numerics, Work):
+class Settings(Reports, Peers, HyperparameterSearch, ModeSearch, Nested, Numerics, Work):
     """What `pl.settings` is: numbers by name, each checked when it is set."""
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -43,6 +43,7 @@ LAYERS = [
     "sampled",
     "scores",
     "tuning",
+    "calibration",
     "inference",
     "inner",
     "nested",
@@ -51,6 +52,7 @@ LAYERS = [
     "plots",
     "nn",
     "io",
+    "datasets",
 ]
 """The rooms and the files beside them, lowest first: each imports from those before it, and from itself."""
 
