@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Scalar, Theta
-from pyro_laplace.inference.recorded import Recorded, around, recorded_if_same
+from pyro_laplace.inference.recorded import Recorded, points_around, recorded_if_same
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 
@@ -58,7 +58,7 @@ class Potential:
         Args:
             theta: where the density is finite, float64.
         """
-        eps, points = torch.finfo(self.program.start.dtype).eps, around(theta)
+        eps, points = torch.finfo(self.program.start.dtype).eps, points_around(theta)
         found = [
             recorded_if_same(lambda at, i=i: self._by_program(at, i), points, eps) for i in range(len(self.chunks))
         ]

@@ -160,16 +160,16 @@ def recorded_if_same(
             pairs = [pair for at in arguments for pair in zip(recorded(at), fn(at), strict=True)]
     except (NotRecordable, RuntimeError, ValueError):  # whatever a program does that is no list of operations
         return None
-    return recorded if all(_close(ours, theirs, settings.rounding * eps) for ours, theirs in pairs) else None
+    return recorded if all(_agrees(ours, theirs, settings.rounding * eps) for ours, theirs in pairs) else None
 
 
-def around(theta: Tensor) -> list[Tensor]:
+def points_around(theta: Tensor) -> list[Tensor]:
     """A point, and one on each side of it."""
     beside = theta + settings.record_step * (1 + theta.abs())
     return [theta, beside, 2 * theta - beside]
 
 
-def _close(one: Tensor, other: Tensor, error: float) -> bool:
+def _agrees(one: Tensor, other: Tensor, error: float) -> bool:
     size = float(other.abs().nan_to_num(0, 0, 0).max()) if other.numel() else 0.0
     return torch.allclose(one, other, rtol=error, atol=error * size, equal_nan=True)
 

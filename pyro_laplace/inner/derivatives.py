@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import LaplaceError
-from pyro_laplace.inference.recorded import Recorded, around, recorded_if_same
+from pyro_laplace.inference.recorded import Recorded, points_around, recorded_if_same
 from pyro_laplace.inner.conditional import Conditional
 from pyro_laplace.inner.rows import Expanded, Slopes, expanded, expansion_at, slopes, slopes_at
 from pyro_laplace.settings import settings
@@ -98,6 +98,6 @@ def recorded(plain: Derivatives) -> Derivatives:
         return plain
     weights = torch.eye(size).to(start).flatten()
     with undisturbed(), torch.no_grad():
-        expansion = recorded_if_same(expand, around(start), of.eps)
-        third = recorded_if_same(slope, [torch.cat([at, weights]) for at in around(start)], of.eps)
+        expansion = recorded_if_same(expand, points_around(start), of.eps)
+        third = recorded_if_same(slope, [torch.cat([at, weights]) for at in points_around(start)], of.eps)
     return plain if expansion is None or third is None else RecordedDerivatives(of, expansion, third)
