@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pyro.infer.autoguide.guides import AutoGuide
+from pyro.infer.autoguide.guides import AutoGuide, AutoLaplaceApproximation
 from torch import Tensor, as_tensor, get_default_dtype
 
 from pyro_laplace._errors import InvalidOption
@@ -37,7 +37,9 @@ def values_given(given: Any, data: Data, option: str = "map_guide") -> dict[str,
             "and a start is found"
         )
     batch = data.first()
-    return {name: value.detach() for name, value in given.median(*batch.args, **batch.kwargs).items()}
+    # Pyro's guide of this name is a point until its curvature is taken, and has no median: it gives the point itself
+    value_of = given if isinstance(given, AutoLaplaceApproximation) else given.median
+    return {name: value.detach() for name, value in value_of(*batch.args, **batch.kwargs).items()}
 
 
 def _as_real(value: Tensor) -> Tensor:

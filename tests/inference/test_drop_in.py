@@ -437,3 +437,11 @@ def test_the_page_on_programs_before_and_after():
     theirs, ours = found
     assert_close(ours.loc, theirs.loc, rtol=0.01, atol=0.01)
     assert_close(ours.scale, theirs.scale, rtol=0.01, atol=0.0)
+
+
+def test_pyros_own_guide_is_a_start(float64):
+    x, y = data_of(regression)
+    theirs = trained(pyros.AutoLaplaceApproximation(regression), regression, x, y)
+    options: dict = {"curvature": "hessian", "polish": False, "jacobian": False, "on_not_a_mode": "ignore"}
+    ours = pl.fit_laplace(regression, (x, y), theirs, **options)
+    assert_close(ours.loc, theirs.loc.detach(), rtol=1e-8, atol=1e-8)
