@@ -135,8 +135,8 @@ def fit(problem: Problem, quick: bool) -> dict[str, Any]:
         "laplace, std 1": before,
         "laplace": guide,
         "laplace, last layer": pl.fit_laplace(model, train, mode, subset="last_layer"),
-        "ensemble": pl.fit_ensemble(model, train, 2 if quick else 5, num_steps=50 if quick else 2000),
-        "mc dropout": pl.mc_dropout(model, train, num_steps=50 if quick else 2000),
+        "ensemble": pl.fit_ensemble(model, train, 2 if quick else 4, num_steps=50 if quick else 1000),
+        "mc dropout": pl.mc_dropout(model, train, num_steps=50 if quick else 1000),
         "swag": pl.fit_swag(model, train, mode, num_iterates=10 if quick else 100),
         "vi": pl.fit_svi(
             model, train, AutoNormal(model, init_loc_fn=pl.init_to_start), num_steps=300 if quick else 3000
