@@ -5,6 +5,7 @@ draws. Row (n, k) of the Jacobian in the coordinates of a product is ``sum_t g[n
 had in another way is a product whose input is one.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_laplace._autodiff import vmapped
+from pyro_laplace._errors import LaplaceWarning
 from pyro_laplace._memory import refuse_too_large
 from pyro_laplace.likelihood import Likelihood
 from pyro_laplace.likelihood.gaussian import GaussianEta
@@ -90,6 +93,15 @@ class Linearized:
         n, k = self.mean.shape
         refuse_too_large((n * k) ** 2, 16, f"the joint covariance [{n * k}, {n * k}]", "give fewer inputs at a time")
         return self.spread.joint(joined_data(self.pieces())).to(self.mean)
+
+    def changes(self, deviation: Tensor) -> Tensor:
+        """``J d`` [s, n, k] for deviations d [s, params] from the mode."""
+        return torch.cat([shift(products, deviation) for products in self.pieces()], 1)
+
+    def elements_of_draw(self) -> int:
+        """About how many elements `changes` has in memory for each deviation."""
+        products = next(self.pieces())
+        return max(product.index.numel() + product.gradients[:, 0].numel() for product in products)
 
     def gaussian(self, site: str, num_samples: int, together: Callable[[], Iterator[Tensor]]) -> GaussianEta:
         """What a family is told of it.
@@ -201,6 +213,67 @@ class LinearizedPositions(Linearized):
 
 
 @dataclass(frozen=True, eq=False)
+class LinearizedApart(Linearized):
+    """The same with some positions (tokens, pixels) of all data at a time, where all layers lead to these.
+
+    Each output of a position is a backward pass, for all data at once, whose rows are used and forgotten: what a
+    position by itself needs is exact, in the memory of one position. `pieces`, some data at a time with what their
+    positions share, may be refused by their size; draws have that too.
+
+    Attributes:
+        site: its name.
+        positions: gives J, some positions after the other: products [n, k] of some positions' outputs.
+        push: J v of a vector v over the random coordinates [n, k].
+        elements: that it has in memory.
+    """
+
+    site: str
+    positions: Callable[[], Iterator[list[Product]]]
+    push: Callable[[Tensor], Tensor]
+    elements: int
+
+    def variance(self) -> Tensor:
+        """Position after position."""
+        self._say_how_many()
+        parts = [self.spread.variance(products) for products in self.positions()]
+        return torch.cat(parts, 1).to(self.eta).reshape(*self.base, len(self.kept))
+
+    def changes(self, deviation: Tensor) -> Tensor:
+        """By forward mode: a draw moves all positions in one pass."""
+        return vmapped(self.push, deviation)
+
+    def elements_of_draw(self) -> int:
+        """What a pass over the data makes."""
+        return self.elements
+
+    def _say_how_many(self) -> None:
+        if self.outputs_of_datum > settings.exact_columns:
+            warnings.warn(
+                f"the predictive of all layers has {self.outputs_of_datum} outputs a datum for {self.site!r}, a pass "
+                "backward each. Draws cost one pass for all of them: .sample(...); a posterior of "
+                "subset='last_layer' costs none",
+                LaplaceWarning,
+                stacklevel=2,
+            )
+
+    def _apart_is_cheaper(self, num_samples: int) -> bool:
+        """Draws are of theta, so that a datum's positions are drawn together."""
+        return False
+
+    def _covariance(self, size: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Of the outputs of one position."""
+        if size != len(self.kept):
+            return super()._covariance(size, dtype)
+        self._say_how_many()
+        parts = []
+        for products in self.positions():
+            covariance = self.spread.covariance(products)  # n, positions x outputs, positions x outputs
+            blocks = covariance.unflatten(2, (-1, size)).unflatten(1, (-1, size))
+            parts.append(blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1))
+        return torch.cat(parts, 1).to(self.mean.device, dtype or self.mean.dtype)
+
+
+@dataclass(frozen=True, eq=False)
 class SparselyLinearized(Linearized):
     """The same, by the entries of J that are not zero; `pieces` are of few data each, and serve draws alone.
 
@@ -260,11 +333,6 @@ def _pairs_of(block: Tensor, counts: Tensor, chosen: Tensor) -> tuple[Tensor, Te
     return left, begin[block[left]] + within
 
 
-def columns(index: Tensor, rows: Tensor) -> Product:
-    """Columns [n, k, d] of a Jacobian as a product whose input is one."""
-    return Product(index.unsqueeze(-1), rows.new_ones(len(rows), 1, 1), rows.unsqueeze(2))
-
-
 def joined_data(pieces: Iterable[list[Product]]) -> list[Product]:
     """The pieces' data behind one another."""
     return [
@@ -277,16 +345,12 @@ def joined_data(pieces: Iterable[list[Product]]) -> list[Product]:
     ]
 
 
-def elements_of_draw(products: list[Product]) -> int:
-    """About how many elements `shift` has in memory for each deviation."""
-    return max(product.index.numel() + product.gradients[:, 0].numel() for product in products)
-
-
 def shift(products: list[Product], deviation: Tensor) -> Tensor:
     """``J d`` [s, n, k] for deviations d [s, params] from the mode."""
     padded = torch.nn.functional.pad(deviation, (0, 1))  # what an index of -1 takes
     total = torch.zeros((), dtype=deviation.dtype, device=deviation.device)
     for product in products:
-        inner = torch.einsum("nti,soi->snto", product.inputs, padded[:, product.index])
-        total = total + torch.einsum("nkto,snto->snk", product.gradients, inner)
+        weights = padded[:, product.index].permute(2, 1, 0).flatten(1)  # i (o s)
+        inner = (product.inputs @ weights).unflatten(-1, (-1, len(deviation))).flatten(1, 2)  # n (t o) s
+        total = total + (product.gradients.flatten(2) @ inner).movedim(-1, 0)
     return total

@@ -18,7 +18,7 @@ from pyro_laplace.likelihood.links import LINKS
 from pyro_laplace.likelihood.mixing import divergence, mix
 from pyro_laplace.likelihood.mixture import average, in_order
 from pyro_laplace.linearized.expansion import Expansion
-from pyro_laplace.linearized.jacobian import Linearized, elements_of_draw, shift
+from pyro_laplace.linearized.jacobian import Linearized
 from pyro_laplace.linearized.program import LinearizedProgram
 from pyro_laplace.linearized.routes import first_route
 from pyro_laplace.posterior.guide import AutoLaplace
@@ -266,14 +266,11 @@ class _Component:
 
     def _changes(self, sites: Mapping[str, Linearized], num_samples: int) -> Iterator[dict[str, Tensor]]:
         """By site, ``J (theta - theta*)`` [some, n, k] at draws of theta that the sites share, some at a time."""
-        largest = max(elements_of_draw(next(linear.pieces())) for linear in sites.values())
+        largest = max(linear.elements_of_draw() for linear in sites.values())
         step = max(1, settings.pass_elements // (len(self.guide.loc) + largest))
         for start in range(0, num_samples, step):
             deviation = self._deviation(min(step, num_samples - start))
-            yield {
-                name: torch.cat([shift(products, deviation) for products in linear.pieces()], 1)
-                for name, linear in sites.items()
-            }
+            yield {name: linear.changes(deviation) for name, linear in sites.items()}
 
     def _deviation(self, num_samples: int) -> Tensor:
         """Draws of theta - theta* [draws, params]."""

@@ -7,6 +7,7 @@ with, which is the same as long as the program has the same structure. What was 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +21,13 @@ from pyro_laplace.likelihood import Likelihood, require_likelihood
 from pyro_laplace.linearized.covariance import Spread
 from pyro_laplace.linearized.expansion import Expansion, some_data
 from pyro_laplace.linearized.graph_layer import GraphLayer, graph_layer, layer_index
-from pyro_laplace.linearized.jacobian import Linearized, LinearizedPositions, SparselyLinearized, columns
+from pyro_laplace.linearized.jacobian import Linearized, LinearizedApart, LinearizedPositions, SparselyLinearized
 from pyro_laplace.linearized.logits import operations_of, predictor, written_logits
-from pyro_laplace.linearized.positions import rows_of_positions
+from pyro_laplace.linearized.pairs import columns, products_by_position, products_of
+from pyro_laplace.linearized.positions import are_many, refuse_all_outputs, rows_of_positions
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.run import Site
 from pyro_laplace.reading.factors import Factored, factor
-from pyro_laplace.reading.gradients import Gradients, dense_rows, pull_each
 from pyro_laplace.reading.records import Product
 from pyro_laplace.settings import settings
 from pyro_laplace.sparse.rows import NotSparse, sparse_rows
@@ -168,6 +169,8 @@ class CapturedRoute(Route):
             sites[name] = _of_positions(self.expansion, run, site) or _of_pairs(self.expansion, run, site, captured)
         if None in sites.values():
             plain = self.expansion.sites(chunk)
+            for name in [name for name, found in sites.items() if found is None]:
+                refuse_all_outputs(plain[name], predictor(plain[name]))
             sites |= {n: _row_by_row(self.expansion, plain[n], chunk) for n, found in sites.items() if found is None}
         return Step(CapturedRoute(self.expansion, replace(self.known, captured=captured)), sites)
 
@@ -260,9 +263,10 @@ def _of_pairs(
     factored = factor(run, of_chunk, expansion.whole, check=before is None)
     if factored is None:
         return None
-    with torch.enable_grad():
-        outputs = eta[..., kept].reshape(len(eta), -1) if len(kept) < eta.shape[-1] else eta.flatten(1)
-    products = list(_products(factored, site.name, eta, outputs, expansion.random_places))
+    if are_many(site, eta) and not len(factored.dense_index):
+        return _apart(expansion, site, factored, eta, kept)
+    refuse_all_outputs(site, eta)
+    products = list(products_of(factored, site.name, eta, kept, expansion.random_places))
     if before is None:
         known[structure] = before = CapturedColumns(kept, _spread_of(expansion, products))
     spread = before.spread if before.spread.fits(products) else _spread_of(expansion, products)
@@ -280,41 +284,33 @@ def _of_positions(expansion: Expansion, run: CapturedRun, site: Site) -> Lineari
     return LinearizedPositions(site.fn, likelihood, eta, every, lambda: iter([[product]]), spread)
 
 
+def _apart(expansion: Expansion, site: Site, factored: Factored, eta: Tensor, kept: Tensor) -> LinearizedApart:
+    """A site of more outputs at more positions than gradients can be held of: some positions after the others."""
+    positions = partial(products_by_position, factored, site.name, len(kept), expansion.random_places)
+    plain, point = expansion.sites(factored.run.chunk)[site.name], expansion.point
+
+    def pieces() -> Iterator[list[Product]]:
+        refuse_all_outputs(site, eta)
+        yield list(products_of(factored, site.name, eta, kept, expansion.random_places))
+
+    _, push = pusher(_outputs_of(expansion, plain, factored.run.chunk, kept), point.free)
+    return LinearizedApart(
+        site.fn,
+        require_likelihood(site.name, site.fn),
+        eta.detach(),
+        kept,
+        pieces,
+        _spread_of(expansion, next(positions())),
+        site.name,
+        positions,
+        push,
+        eta.numel() + factored.gradients[site.name].elements,
+    )
+
+
 def _spread_of(expansion: Expansion, products: list[Product]) -> Spread:
     dtype = products[0].inputs.dtype if products else expansion.point.theta.dtype
     return Spread.of(expansion.precision, [product.index for product in products], dtype)
-
-
-def _products(factored: Factored, name: str, eta: Tensor, outputs: Tensor, places: Tensor) -> Iterator[Product]:
-    """The Jacobian of some outputs [n, k] over the random coordinates, from one backward pass an output."""
-    pulled = _pulled(factored.gradients[name], eta, outputs)
-    for layer in factored.layers:
-        gradients = layer.use.positions(pulled[id(layer.use.output)]).transpose(0, 1)
-        index = places[factored.position[layer.index]]
-        yield Product(index, layer.inputs.detach(), gradients.detach(), layer.has_bias)
-    for scale in factored.scales:
-        rows = scale.rows(pulled[id(scale.output)]).transpose(0, 1)
-        yield columns(places[factored.position[scale.index]], rows.detach())
-    for each in factored.lookups:
-        present, place = each.index.unique(return_inverse=True)
-        rows = each.rows(pulled[id(each.output)]).transpose(0, 1)
-        wide = rows.new_zeros(*rows.shape[:2], len(present))
-        wide = wide.scatter_add(2, place.unsqueeze(1).expand(rows.shape), rows)
-        yield columns(places[factored.position[present]], wide.detach())
-    if len(factored.dense_index):
-        rows = dense_rows(factored.run, factored.root, factored.dense_index)[name]
-        yield columns(places[factored.position[factored.dense_index]], rows.to(outputs).detach())
-
-
-def _pulled(gradients: Gradients, eta: Tensor, outputs: Tensor) -> Mapping[int, Tensor]:
-    """The gradients [k, ...] of each output k of a datum in what was captured, by id."""
-    basis = torch.eye(outputs.shape[1]).to(outputs).unsqueeze(1).expand(-1, *outputs.shape)  # k n k
-    own = [end for end in gradients.outputs if end.edge.node is eta.grad_fn and outputs.shape == eta.shape]
-    others = [end for end in gradients.outputs if end not in own]
-    found = {id(end): basis for end in own}
-    if gradients.known and len(gradients.columns) == gradients.count:  # from the check
-        return {**gradients.known, **found}
-    return found | {id(end): g for end, g in zip(others, pull_each(outputs, basis, others), strict=True)}
 
 
 def _kept_outputs(expansion: Expansion, run: CapturedRun, site: Site, likelihood: Likelihood, eta: Tensor) -> Tensor:

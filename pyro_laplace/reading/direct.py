@@ -20,13 +20,14 @@ from pyro_laplace.reading.verification import unexplained
 from pyro_laplace.settings import settings
 
 
-def direct_of(run: CapturedRun, root: Root | None, anchor: Anchor) -> Direct | None:
+def direct_of(run: CapturedRun, root: Root | None, anchor: Anchor, single: bool = True) -> Direct | None:
     """The curvature, where the free sites are the weight and bias of such a layer; None elsewhere.
 
     Args:
         run: the program's run, captured.
         root: of the curvature on its chunk.
         anchor: theta and its free coordinates.
+        single: whether also where a datum has one position.
 
     Returns:
         the layer's inputs and the site's information, or None.
@@ -35,7 +36,7 @@ def direct_of(run: CapturedRun, root: Root | None, anchor: Anchor) -> Direct | N
         return None
     ((name, site_root),) = root.sites.items()
     information = site_root.given
-    if not isinstance(information, Information):
+    if not isinstance(information, Information) or not (single or information.weight.dim() > 1):
         return None
     with torch.enable_grad():
         eta = site_root.outputs(run.run.observed[name])

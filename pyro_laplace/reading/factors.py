@@ -18,6 +18,7 @@ from pyro_laplace.capture.watch import Captured
 from pyro_laplace.curvature.root import Root
 from pyro_laplace.program.run import Site
 from pyro_laplace.reading.gradients import Gradients, dense_rows
+from pyro_laplace.reading.padding import marks_of, padding
 from pyro_laplace.reading.records import Entries, Factors, Product
 from pyro_laplace.reading.verification import independent
 from pyro_laplace.settings import settings
@@ -56,11 +57,12 @@ class Factored:
         layout, latents = self.run.program.layout, self.run.program.latents
         return any(place.start in chosen and not latents[name].constrained for name, place in layout.items())
 
-    def factors(self, elements: int) -> Iterator[tuple[str, Factors]]:
+    def factors(self, elements: int, paired: bool = True) -> Iterator[tuple[str, Factors]]:
         """The factors of each observed site that the root covers.
 
         Args:
             elements: of gradients that are held at a time; where all columns have more, they come in slices.
+            paired: whether inputs are summed apart from gradients, so that it matters which positions are data.
 
         Yields:
             the site's name and columns of the root, whose A'A add up; at least once for each site.
@@ -68,11 +70,14 @@ class Factored:
         live = self.root.live()
         dense = dense_rows(self.run, self.root, self.dense_index)
         for name, gradients in self.gradients.items():
-            for factors in self._of_site(gradients, dense[name], elements, self.root.sites[name].masked):
+            counted: list[Tensor | None] = [None for _ in self.layers]
+            if paired:
+                counted = self._counted(gradients, self.root.sites[name].masked)
+            for factors in self._of_site(gradients, dense[name], elements, counted):
                 yield name, factors if bool(live.all()) else factors.of_data(live)
 
     def _counted(self, gradients: Gradients, masked: Tensor | None) -> list[Tensor | None]:
-        """Of each layer, which positions are data [n, t]: not those of masked outputs that reach no other output.
+        """Of each layer, which positions are data [n, t]: not masked ones that reach no other output, nor padding.
 
         Args:
             gradients: of the site's columns.
@@ -81,19 +86,29 @@ class Factored:
         Returns:
             None where all are.
         """
-        if masked is None or not len(gradients.columns):
+        marks = marks_of(self.run.chunk) if len(self.gradients) == 1 else []  # of one site's gradients it can be told
+        marks = [each for each in marks if any(each.shape == layer.inputs.shape[:2] for layer in self.layers)]
+        if (masked is None and not marks) or not len(gradients.columns):
             return [None for _ in self.layers]
         _, mixed, _ = gradients.mixtures(torch.Generator().manual_seed(0), 0)
         reached = [layer.use.positions(mixed[id(layer.use.output)].unsqueeze(0))[0].any(-1) for layer in self.layers]
-        return [each | ~masked if each.shape == masked.shape else None for each in reached]
+        counted: list[Tensor | None] = []
+        for own in reached:
+            by_any = torch.stack([each for each in reached if each.shape == own.shape]).any(0)
+            left_out = padding(marks, by_any)
+            if masked is not None and masked.shape == own.shape:
+                left_out = left_out | (masked & ~own)
+            counted.append(~left_out if bool(left_out.any()) else None)
+        return counted
 
-    def _of_site(self, gradients: Gradients, rows: Tensor, elements: int, masked: Tensor | None) -> Iterator[Factors]:
+    def _of_site(
+        self, gradients: Gradients, rows: Tensor, elements: int, among: list[Tensor | None]
+    ) -> Iterator[Factors]:
         others = torch.ones(gradients.count, dtype=torch.bool, device=rows.device)
         others[gradients.columns] = False
         rest = functional.pad(rows[:, others].flatten(0, 1), (0, len(self.scale_index)))
         rest = rest[(rest != 0).any(1)]
         loose = self.position[torch.cat([self.dense_index, self.scale_index])]
-        among = self._counted(gradients, masked)
         for columns, found in gradients.slices(elements):
             products = [
                 Product(

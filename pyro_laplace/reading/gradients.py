@@ -124,14 +124,14 @@ class Gradients:
             return
         step = max(1, elements // max(1, self.elements))
         for columns in self.columns.split(step):
-            found = self._pull_each(columns)
+            found = self.of_columns(columns)
             yield columns, {id(output): g for output, g in zip(self.outputs, found, strict=True)}
 
     def pull(self, weights: Tensor, **options: bool) -> list[Tensor]:
         """Gradients of ``sum weights * eta`` in the outputs; with `is_grads_batched`, of several such sums."""
         return pull(self.eta, weights, self.outputs, **options)
 
-    def _pull_each(self, columns: Tensor) -> list[Tensor]:
+    def of_columns(self, columns: Tensor) -> list[Tensor]:
         """Gradients [k, ...] of some columns; where they come one by one, without the weights of all of them."""
         if len(columns) > 1 and not _convolves(self.eta):
             return pull_each(self.eta, self._weights(columns), self.outputs)

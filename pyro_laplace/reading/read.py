@@ -24,6 +24,7 @@ class Wanted:
 
     Attributes:
         direct: whether a layer that is the likelihood's own may be given by its Fisher information.
+        positions: whether it may be where a datum has several positions.
         products: whether there is no use for dense rows: data that reach one another's rows then are one datum.
         elements: of gradients that are held at a time; where all columns have more, they come in slices.
         searched: whether the entries of a root are searched for by its products, so that nothing need be factored.
@@ -32,6 +33,7 @@ class Wanted:
     direct: bool
     products: bool
     elements: int
+    positions: bool = False
     searched: bool = False
 
 
@@ -54,7 +56,7 @@ def columns_of(run: CapturedRun, root: Root | None, anchor: Anchor, wanted: Want
         the terms, and some of their columns.
     """
     if root is not None and root.sites:
-        found = direct_of(run, root, anchor) if wanted.direct else None
+        found = direct_of(run, root, anchor, wanted.direct) if wanted.direct or wanted.positions else None
         if found is not None:
             yield tuple(root.sites), Columns(anchor.size, direct=found)
         else:
@@ -92,7 +94,7 @@ def _of_part(run: CapturedRun, root: Root, anchor: Anchor, wanted: Wanted) -> It
         one = factor(run, root.as_one(), anchor.whole())
         if one is not None and (factored is None or len(one.dense_index) < len(factored.dense_index)):
             factored = one
-    captured = None if factored is None else _restricted(factored, anchor, wanted.elements)
+    captured = None if factored is None else _restricted(factored, anchor, wanted.elements, wanted.products)
     if captured is None:
         for name in root.sites:
             yield (name,), Columns(anchor.size, rest=DenseRoot(root.only(name), anchor))
@@ -104,10 +106,10 @@ def _of_part(run: CapturedRun, root: Root, anchor: Anchor, wanted: Wanted) -> It
         seen.add(name)
 
 
-def _restricted(factored: Factored, anchor: Anchor, elements: int) -> Iterator[tuple[str, Factors]]:
+def _restricted(factored: Factored, anchor: Anchor, elements: int, paired: bool) -> Iterator[tuple[str, Factors]]:
     """The factors of a root by site, also where a site is free in part only."""
     whole = anchor.whole()
     if len(whole.index) == len(anchor.index):
-        return factored.factors(elements)
+        return factored.factors(elements, paired)
     chosen = whole.positions[anchor.index]
-    return ((name, restrict(each, chosen, whole.size)) for name, each in factored.factors(elements))
+    return ((name, restrict(each, chosen, whole.size)) for name, each in factored.factors(elements, paired))

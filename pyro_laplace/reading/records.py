@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pyro_laplace._memory import refuse_too_large
 from pyro_laplace._typing import State
 from pyro_laplace.curvature.root import Information
 
@@ -24,7 +25,8 @@ class Product:
         inputs: a [n, t, i].
         gradients: g [n, k, t, o]; k lies outermost in memory.
         has_bias: whether the last input is the 1 of a bias.
-        counted: which positions are data [n, t]; None: all. The others are masked, and have no gradient in any column.
+        counted: which positions are data [n, t]; None: all. The others are masked, or padding, and have no gradient in
+            any column.
     """
 
     index: Tensor
@@ -210,6 +212,13 @@ class Direct:
 
     def factors(self) -> Factors:
         """The same by a root of the information."""
+        outputs = self.information.eta.shape[-1]
+        refuse_too_large(
+            self.information.eta.numel() * outputs,
+            8,
+            f"the root [{outputs}, {outputs}] of the Fisher information at {self.live.numel()} positions of data",
+            "use structure='kron' or 'diag', or a DataLoader of fewer data a batch",
+        )
         gradients = self.information.root()[self.live].mT.unsqueeze(2).to(self.inputs)  # n k 1 o
         product = Product(self.index, self.inputs.unsqueeze(1), gradients, self.has_bias)
         nothing = self.inputs.new_zeros(*gradients.shape[:2], 0)

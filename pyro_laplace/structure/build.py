@@ -169,6 +169,7 @@ class _Running:
         streams, searched = all(_parts_have(structure, "streams")), all(_parts_have(structure, "searches"))
         self.wanted = Wanted(
             direct=_parts(structure, anchor) is None and all(_parts_have(structure, "takes_direct")),
+            positions=_parts(structure, anchor) is None and all(_parts_have(structure, "takes_positions")),
             products=any(_parts_have(structure, "needs_products")),
             searched=searched,
             elements=settings.streamed_elements if streams else settings.together_elements,

@@ -4,7 +4,7 @@ With fewer rows than half of the coordinates, the posterior has its dual form, w
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Full(Sum):
         held: the rows, or the matrix.
         limit: rows up to which they are kept as such.
     """
+
+    takes_positions: ClassVar[bool] = True
 
     def __init__(self, anchor: Anchor, held: FewRows | Gram, limit: int) -> None:
         self.anchor, self.held, self.limit = anchor, held, limit

@@ -78,6 +78,9 @@ class Sum(SumOverData):
     takes_direct: ClassVar[bool] = False
     """Whether it makes use of a layer's Fisher information in place of its root."""
 
+    takes_positions: ClassVar[bool] = False
+    """Whether it does so where a datum has several positions: its root has a column for each output at each."""
+
     streams: ClassVar[bool] = False
     """Whether columns may come a few at a time at no price, so that fewer gradients are held."""
 

@@ -13,7 +13,7 @@ from pyro.nn.module import to_pyro_module_
 from torch import nn
 
 import pyro_laplace as pl
-from pyro_laplace.linearized import covariance, expansion, predictor, routes
+from pyro_laplace.linearized import covariance, expansion, jacobian, routes
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -265,8 +265,8 @@ def test_draws_come_in_chunks(monkeypatch, differentiable):
     pyro.set_rng_seed(0)
     whole = sample(X)["y"]
     counts = []
-    shift = predictor.shift
-    monkeypatch.setattr(predictor, "shift", lambda p, d: counts.append(len(d)) or shift(p, d))
+    shift = jacobian.shift
+    monkeypatch.setattr(jacobian, "shift", lambda p, d: counts.append(len(d)) or shift(p, d))
     pyro.set_rng_seed(0)
     with pl.settings.using(pass_elements=1000):
         parts = sample(X)["y"]

@@ -299,7 +299,7 @@ def test_the_ten_lines_of_the_page_run(tmp_path, monkeypatch):
     """From a trained classifier in a loader of dicts to tuned, saved, loaded probabilities; and of pixels."""
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "nn.md").read_text()
-    section = page[page.index("## What a network takes and gives") : page.index("### What else is known")]
+    section = page[page.index("## What a network takes and gives") : page.index("### Hugging Face")]
     lines, pixels = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     assert len([line for line in lines.splitlines() if line]) <= 10
     batch, net = tokens(60), Classifier()

@@ -1,5 +1,7 @@
 """Networks with outputs at many positions: tokens and pixels, of which some are masked."""
 
+import warnings
+
 import pytest
 import torch
 from nn.test_signatures import AS_GIVEN, ggn, log_joint, point_of
@@ -241,6 +243,21 @@ def test_segmentation_has_the_curvature_of_a_dense_reference(structure, subset):
     torch.testing.assert_close(precision, expected, rtol=1e-8, atol=1e-10)
 
 
+def test_a_last_layer_of_many_pixels_is_a_sum_over_them():
+    (x, y), net = images(num_obs=3, size=32), segmenter()
+    model = pl.bayesianize(net, pl.nn.Isotropic(1.0), pl.nn.Classification(axis=1))
+    guide = pl.fit_laplace(model, (x, y), point_of(net, model), subset="last_layer", **AS_GIVEN)
+    with torch.no_grad():
+        a = net[1](net[0](x)).movedim(1, -1)[y != -100]
+        a = torch.cat([a, torch.ones(len(a), 1)], 1)
+        p = net(x).movedim(1, -1)[y != -100].softmax(-1)
+    information = p.diag_embed() - p.unsqueeze(2) * p.unsqueeze(1)
+    expected = torch.einsum("rop,ri,rj->oipj", information, a, a).reshape(16, 16)
+    order = torch.cat([torch.arange(12).reshape(4, 3), torch.arange(12, 16).reshape(4, 1)], 1).reshape(-1)
+    found = guide.precision.to_dense()[order][:, order] - torch.eye(16)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_the_factors_of_a_layer_of_pixels_are_their_sums():
     (x, y), net = images(), segmenter()
     model = pl.bayesianize(net, pl.nn.Isotropic(1.0), pl.nn.Classification(axis=1))
@@ -341,6 +358,60 @@ def test_predictions_of_a_last_layer_have_the_covariance_of_a_dense_reference(ki
     variance = expected.diagonal(dim1=1, dim2=2).reshape(*y.shape, -1)
     probs = (logits(free).reshape(variance.shape) / (1 + torch.pi / 8 * variance).sqrt()).softmax(-1)
     torch.testing.assert_close(predict(x)["y"].base_dist.probs, probs, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("kind", "structure"), [("tokens", "kron"), ("pixels", "full"), ("pixels", "kron")])
+def test_predictions_of_all_layers_are_made_some_positions_at_a_time(kind, structure):
+    if kind == "tokens":
+        x, _, mask = sequences()
+        net, axis, inputs = Attention(), -1, {"x": x, "mask": mask}
+        y = torch.randint(0, 3, mask.shape)
+    else:
+        (x, y), net, axis = images(), segmenter(), 1
+        inputs = {"input": x}
+    model = pl.bayesianize(net, pl.nn.Isotropic(1.0), pl.nn.Classification(axis=axis))
+    guide = pl.fit_laplace(model, inputs | {"y": y}, point_of(net, model), structure=structure, **AS_GIVEN)
+    free = {name: each.detach() for name, each in net.named_parameters()}
+
+    def logits(values):
+        return torch.func.functional_call(net, values, (), inputs).movedim(axis, -1)
+
+    with warnings.catch_warnings():  # torch speaks of how fast its own reference is
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        jacobian = torch.func.jacrev(logits)(free)
+    rows = torch.cat([jacobian[name].flatten(y.dim() + 1) for name in guide.layout], -1)
+    variance = (rows @ guide.covariance * rows).sum(-1)
+    expected = (logits(free) / (1 + torch.pi / 8 * variance).sqrt()).softmax(-1)
+    with pl.settings.using(pass_elements=500, streamed_elements=1000):
+        predict = pl.LinearizedPredictive(model, guide)
+        torch.testing.assert_close(predict(**inputs)["y"].base_dist.probs, expected, rtol=1e-8, atol=1e-10)
+        bridge = pl.LinearizedPredictive(model, guide, link="bridge")(**inputs)["y"].base_dist.probs
+        whole = predict.latent(**inputs)["y"][1]
+    torch.testing.assert_close(whole, rows.flatten(1, -2) @ guide.covariance @ rows.flatten(1, -2).mT)
+    plain = pl.LinearizedPredictive(model, guide, link="bridge")(**inputs)["y"].base_dist.probs
+    torch.testing.assert_close(bridge, plain, rtol=1e-8, atol=1e-10)
+
+
+def test_positions_of_all_layers_are_drawn_together():
+    (x, y), net = images(), segmenter()
+    model = pl.bayesianize(net, pl.nn.Isotropic(1.0), pl.nn.Classification(axis=1))
+    guide = pl.fit_laplace(model, (x, y), point_of(net, model), **AS_GIVEN)
+    _, covariance = pl.LinearizedPredictive(model, guide).latent(x)["y"]
+    with pl.settings.using(pass_elements=20_000, block_bytes=150_000):
+        predict = pl.LinearizedPredictive(model, guide)
+        with pytest.raises(pl.LaplaceError, match=r"all outputs at all positions.*\.sample"):
+            predict.latent(x)
+        with (
+            pl.settings.using(exact_columns=10),
+            pytest.warns(pl.LaplaceWarning, match=r"64 outputs a datum for 'y'.*\.sample"),
+        ):
+            predict(x)
+        drawn = predict.sample(400, latent=True)(x)["y"]
+    drawn = drawn - net(x).movedim(1, -1).flatten(1).detach()
+    found = torch.einsum("sni,snj->nij", drawn, drawn) / len(drawn)
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
+    expected = ((trace.square().sum() + covariance.square().sum()) / len(drawn)).sqrt()  # of a Wishart matrix
+    assert 0.5 < float((found - covariance).norm() / expected) < 1.5
 
 
 def test_positions_of_a_datum_are_drawn_together():
