@@ -6,7 +6,7 @@ A `tuple` is one batch called as ``model(*batch)``, a `dict` one called as ``mod
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -33,12 +33,14 @@ class Batch:
 class Data:
     """A re-iterable of batches; `one_batch` if the caller gave a single one.
 
-    With `prior_alone`, a program that observes nothing on them has its prior for posterior, and is not refused.
+    With `prior_alone`, a program that observes nothing on them has its prior for posterior, and is not refused. What is
+    wrong with them is told by `name`, that of the argument that they were given as.
     """
 
     source: Any
     one_batch: bool
     prior_alone: bool = False
+    name: str = "data"
 
     def __iter__(self) -> Iterator[Batch]:
         if self.one_batch:
@@ -49,7 +51,7 @@ class Data:
 
     def held(self) -> "Data":
         """The batches of one pass, the same ever after: a loader that shuffles makes others each time."""
-        return self if self.one_batch else Data(list(self), one_batch=False)
+        return self if self.one_batch else replace(self, source=list(self))
 
     def first(self) -> Batch:
         """The first batch.
@@ -63,15 +65,16 @@ class Data:
         for batch in self:
             return batch
         raise InvalidData(
-            "data holds no batch: give a tuple (x, y), a dict, a tensor, or a list or DataLoader of these"
+            f"{self.name} holds no batch: give a tuple (x, y), a dict, a tensor, or a list or DataLoader of these"
         )
 
 
-def as_data(data: Any) -> Data:
+def as_data(data: Any, name: str = "data") -> Data:
     """Read a user's `data` argument.
 
     Args:
         data: a tuple, dict or tensor (one batch), or a re-iterable of these.
+        name: of the argument.
 
     Returns:
         a re-iterable of `Batch`.
@@ -82,15 +85,15 @@ def as_data(data: Any) -> Data:
     if isinstance(data, Data):
         return data
     if isinstance(data, Batch | tuple | Mapping | Tensor):
-        return Data(data, one_batch=True)
+        return Data(data, one_batch=True, name=name)
     if isinstance(data, Iterator):
         raise InvalidData(
-            f"data is a one-shot {type(data).__name__}, and every pass over the data needs it anew: "
+            f"{name} is a one-shot {type(data).__name__}, and every pass over the data needs it anew: "
             "give list(data), or a DataLoader"
         )
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise InvalidData(
-            f"data is a {type(data).__name__}: give a tuple called as model(*data), a dict called as model(**data), "
+            f"{name} is a {type(data).__name__}: give a tuple called as model(*data), a dict called as model(**data), "
             "a tensor called as model(data), () for a model without arguments, or a list or DataLoader of batches"
         )
     if isinstance(data, DataLoader) and (reason := _other_each_pass(data)) is not None:
@@ -100,7 +103,7 @@ def as_data(data: Any) -> Data:
             LaplaceWarning,
             stacklevel=3,
         )
-    return Data(data, one_batch=False)
+    return Data(data, one_batch=False, name=name)
 
 
 def _other_each_pass(loader: DataLoader) -> str | None:

@@ -153,7 +153,14 @@ def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
     state = RandomState() if rng else None
     _BLOCKS.open += 1
     try:
-        with pyro.validation_enabled(False), plain_attention(), plain_bags(), plain_tables(), without_compiler():
+        with (
+            pyro.validation_enabled(False),
+            plain_attention(),
+            plain_bags(),
+            plain_tables(),
+            plain_ordinals(),
+            without_compiler(),
+        ):
             yield state
     finally:
         _BLOCKS.open -= 1
@@ -161,6 +168,24 @@ def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
             del store[name]
         if state is not None:
             state.restore()
+
+
+@contextmanager
+def plain_ordinals() -> Iterator[None]:
+    """Make `OrderedLogistic` by operations that `torch.func.vmap` knows: its own writes into a tensor of all rows."""
+    own = dist.OrderedLogistic.__init__
+    try:
+        dist.OrderedLogistic.__init__ = _ordered_logistic
+        yield
+    finally:
+        dist.OrderedLogistic.__init__ = own
+
+
+def _ordered_logistic(self: Any, predictor: torch.Tensor, cutpoints: torch.Tensor, validate_args: Any = None) -> None:
+    below = torch.sigmoid(cutpoints - predictor.unsqueeze(-1))
+    self.predictor, self.cutpoints = predictor.expand(below.shape[:-1]), cutpoints.expand(below.shape)
+    probs = torch.cat([below[..., :1], below.diff(dim=-1), 1 - below[..., -1:]], -1)
+    super(dist.OrderedLogistic, self).__init__(probs, validate_args=validate_args)
 
 
 def as_start(value: torch.Tensor) -> torch.Tensor:

@@ -92,7 +92,7 @@ class AtSomeDraws:
         """The same beside the data that the batch holds."""
         chunk = Chunk(batch)
         run, found = self._mixtures(chunk)
-        refuse_without_data([name for name, site in run.observed.items() if not site.given])
+        refuse_without_data([name for name, site in run.observed.items() if not site.given], batch)
         refuse_outside_support(run, self.program.derived)
         return {name: Prediction(fn, run.observed[name].value, counted(run.observed[name], chunk))
                 for name, fn in found.items()}  # fmt: skip

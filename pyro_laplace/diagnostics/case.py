@@ -40,19 +40,30 @@ class Case:
     data: Data
     progress: bool
 
-    def grown(self, max_draws: int) -> tuple[Drawn, Moved]:
+    def budget(self, max_draws: int | None) -> int:
+        """Draws that may be weighed.
+
+        Args:
+            max_draws: those that were asked for; None for as many as take little time, fewer of a program that is run
+                on one after the other.
+
+        Returns:
+            how many, which of a large program are fewer than were asked for.
+        """
+        few = settings.diagnose_most if self._vectorised else settings.diagnose_one_by_one
+        return min(few if max_draws is None else max_draws, self._affordable())
+
+    def grown(self, most: int) -> tuple[Drawn, Moved]:
         """Draws, and more of them until what their weights say is clear, or the budget is spent.
 
         Args:
-            max_draws: the budget, which a large program does not use up.
+            most: the budget.
 
         Returns:
             the draws, and how far their weights move the sites.
         """
-        most = min(max_draws, self._affordable())
         drawn = draw_from(self.guide, self.loop.program, self.data, min(settings.diagnose_draws, most))
         log_joint = self._log_joint(drawn)
-        most = most if self._vectorised else min(most, settings.diagnose_one_by_one)
         while True:
             weights = Weights.of(log_joint - drawn.log_q)
             moved = self._moved(drawn.theta, weights)
@@ -63,17 +74,17 @@ class Case:
             fresh = draw_from(self.guide, self.loop.program, self.data, min(len(drawn), most - len(drawn)))
             drawn, log_joint = drawn.and_more(fresh), torch.cat([log_joint, self._log_joint(fresh)])
 
-    def corrected(self, drawn: Drawn, max_draws: int) -> Moved:
+    def corrected(self, drawn: Drawn, most: int) -> Moved:
         """The moves by draws with heavier tails and matched moments.
 
         Args:
             drawn: the posterior's own draws.
-            max_draws: the budget of these; the others take as many, and moment matching twice as many.
+            most: the budget of these; the others take as many, and moment matching twice as many.
 
         Returns:
             how far the others' means are from theirs.
         """
-        count = min(max_draws, self._affordable()) if self._vectorised else len(drawn)
+        count = most if self._vectorised else len(drawn)
         gaussians = around(self.guide, self.loop.program, self.data)
         found = correct(self.loop, gaussians, count, "auto", self.progress)
         return self._moved(drawn.theta, found.weights, found.theta)

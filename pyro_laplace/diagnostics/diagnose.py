@@ -33,7 +33,7 @@ from pyro_laplace.settings import settings
 
 
 def diagnose(
-    model: Callable[..., Any], guide: Any, data: Any, *, max_draws: int = 16_000, progress: bool = True
+    model: Callable[..., Any], guide: Any, data: Any, *, max_draws: int | None = None, progress: bool = True
 ) -> Diagnosis:
     """Say whether a posterior is right, why, and what to do next.
 
@@ -52,8 +52,10 @@ def diagnose(
         model: the Pyro program, or what `linearize` makes of one.
         guide: a posterior of `fit_laplace`, over all sites or some, a mixture, or any Pyro guide with a density.
         data: what it was fitted to: a batch (tuple, dict or tensor), or a re-iterable of batches.
-        max_draws: most draws that are weighed, each by one evaluation of the log joint of all data; for a large program
-            there are fewer, so that all evaluations make at most `settings.diagnose_elements` numbers.
+        max_draws: most draws that are weighed, each by one evaluation of the log joint of all data. By default 16,000
+            (`settings.diagnose_most`), and 2,000 (`settings.diagnose_one_by_one`) of a program that `vmap` cannot run
+            on many draws at once. For a large program there are fewer than were asked for, so that all evaluations make
+            at most `settings.diagnose_elements` numbers.
         progress: whether a pass that lasts shows a progress bar.
 
     Returns:
@@ -62,26 +64,39 @@ def diagnose(
     Raises:
         InvalidOption: if the guide has no density (an `MCMC`, draws, a point), or is of other sites.
         UnsupportedProgram: if the program cannot be traced.
-        InvalidData: if `data` cannot be iterated anew.
+        InvalidData: if `data` cannot be iterated anew, lack values of an observed site, or hold some that are not
+            finite.
     """
     start = time.perf_counter()
     refuse_without_density(guide)
-    if isinstance(max_draws, bool) or not isinstance(max_draws, int) or max_draws < settings.fewest_draws:
+    whole = isinstance(max_draws, int) and not isinstance(max_draws, bool)
+    if max_draws is not None and not (whole and max_draws >= settings.fewest_draws):
         raise InvalidOption(f"max_draws={max_draws!r}: give a whole number, at least {settings.fewest_draws}")
     data = as_data(data)
     with undisturbed(), torch.no_grad():
         program = program_at(model, guide, data)
         case = Case(guide, Loop(program, data), data, progress)
         pyro.set_rng_seed(0)
-        drawn, own = case.grown(max_draws)
+        most = case.budget(max_draws)
+        drawn, own = case.grown(most)
         bends = _bends(model, case)
-        corrected = None if own.weights.is_efficient or bends else case.corrected(drawn, max_draws)
+        corrected = None if own.weights.is_efficient or bends else case.corrected(drawn, most)
         far = {} if own.weights.trusted else case.far()
         linearized, ours = isinstance(model, LinearizedProgram), isinstance(guide, AutoLaplace)
         laplace = heaviest(guide)
-        dense = laplace is None or laplace.structure == "full"
         at_mode = _at_mode(guide, case.loop)
-        found = Findings(own, corrected, far, at_mode, bends, linearized, preconditions=ours, dense=dense)
+        more = case.budget(settings.diagnose_most)
+        found = Findings(
+            own=own,
+            corrected=corrected,
+            far=far,
+            at_mode=at_mode,
+            bends=bends,
+            linearized=linearized,
+            preconditions=ours,
+            laplace=laplace,
+            more_draws=more if more > most else None,
+        )
         verdict, reason = verdict_of(found)
         step, advice = next_step(verdict, found, () if verdict == TRUSTED else _hyper_sites(case))
         return Diagnosis(

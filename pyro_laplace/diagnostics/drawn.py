@@ -20,7 +20,7 @@ from pyro_laplace.draws.vectorize import over_rows
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.posterior.mixture_density import POINT
-from pyro_laplace.posterior.own import own_params
+from pyro_laplace.posterior.own import observed_of, own_params
 from pyro_laplace.program.module_state import modules_kept
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import unpack
@@ -133,11 +133,13 @@ def program_at(model: Callable[..., Any], guide: Any, data: Data) -> Program:
     Raises:
         InvalidOption: if the posterior is of another model.
         UnsupportedProgram: if the program cannot be traced on these data.
+        InvalidData: if these lack values of an observed site, or have some that are not finite.
     """
     if not hasattr(guide, "latents"):
         return Program.trace(model, data)
     try:
-        return Program.trace(model, data, unpack(guide.latents, guide.theta), own_params(model, guide))
+        values = unpack(guide.latents, guide.theta)
+        return Program.trace(model, data, values, own_params(model, guide), observed_of(guide))
     except UnsupportedProgram as error:
         own = {name: tuple(latent.shape) for name, latent in guide.latents.items()}
         there = {name: tuple(latent.shape) for name, latent in Program.trace(model, data).latents.items()}

@@ -92,7 +92,8 @@ def importance_resample(
     Raises:
         InvalidOption: for an option out of range, or a guide without a density.
         UnsupportedProgram: if the program cannot be traced.
-        InvalidData: if `data` cannot be iterated anew.
+        InvalidData: if `data` cannot be iterated anew, lack values of an observed site, or hold some that are not
+            finite.
     """
     _check_count("num_samples", num_samples)
     if num_proposals is not None:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pyro_laplace.diagnostics.determined import AtMode
-from pyro_laplace.diagnostics.moves import Moved
+from pyro_laplace.diagnostics.fit_again import fit_again
+from pyro_laplace.diagnostics.moves import Moved, is_clear
+from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.settings import settings
 
 TRUSTED, UNSURE, WRONG = "trusted", "unsure", "wrong"
@@ -23,7 +25,8 @@ class Findings:
         bends: whether the draws go through a program that is not linear within them, as a network's.
         linearized: whether the program that is judged is the linearised one.
         preconditions: whether the posterior can be NUTS's metric.
-        dense: whether its precision is dense, so that no structure is to blame.
+        laplace: the Laplace posterior that is judged, or that it is mostly made of; None of another guide.
+        more_draws: as how many could be weighed, were it asked for; None where there are no more.
     """
 
     own: Moved
@@ -33,7 +36,18 @@ class Findings:
     bends: bool
     linearized: bool
     preconditions: bool
-    dense: bool
+    laplace: AutoLaplace | None
+    more_draws: int | None
+
+    @property
+    def dense(self) -> bool:
+        """Whether the precision is dense, so that no structure is to blame."""
+        return self.laplace is None or self.laplace.structure == "full"
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether hyperparameters were chosen around a point that was left where it is, beside the mode."""
+        return self.laplace is not None and bool(self.laplace.hyperparameters) and not self.laplace.mode.is_mode
 
     @property
     def trusted(self) -> Moved | None:
@@ -104,14 +118,22 @@ def next_step(verdict: str, found: Findings, hyper: tuple[str, ...] = ()) -> tup
     if verdict == TRUSTED:
         return "pl.Predictive(model, guide=guide, num_samples=1000)", "use it, or whatever else takes a guide"
     if found.at_mode is not None and not found.at_mode.is_mode:
-        return "pl.fit_laplace(model, data, guide, polish=True)", "find the mode first, on these data"
+        if found.is_tuned:
+            return (
+                "pl.scores(pl.LinearizedPredictive(model, guide), held_out_data)",
+                "judge it by data that it has not seen: its hyperparameters were chosen around values that were given, "
+                "which are no mode of this prior, and a search for the mode would leave them",
+            )
+        return fit_again(found.laplace, "polish=True"), "find the mode first, on these data"
     if found.bends:
         return (
             "pl.LinearizedPredictive(model, guide)",
             "a network's posterior is of the linearised program: pl.diagnose(pl.linearize(model, guide), guide, data)",
         )
     if found.linearized and not found.dense:
-        return "pl.fit_laplace(model, data, guide, structure='full')", "a structure that drops nothing"
+        return fit_again(found.laplace, structure="full"), "a structure that drops nothing"
+    if verdict == UNSURE and found.more_draws and found.trusted is not None and not is_clear(found.trusted):
+        return f"pl.diagnose(model, guide, data, max_draws={found.more_draws})", "more draws, one after the other"
     if hyper:
         return f"pl.fit_nested_laplace(model, data, hyper={list(hyper)})", "integrates the other sites out"
     if found.trusted is not None:

@@ -1,6 +1,6 @@
 """A program on its data, each datum once, with what the axes of its sites mean."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from pyro_laplace.draws.draws import PosteriorDraws
 from pyro_laplace.draws.monte_carlo import draw_deterministic, draw_log_lik, draw_log_prior, draw_means, draw_observed
 from pyro_laplace.draws.vectorize import over_rows
 from pyro_laplace.likelihood import marginalises_nan
-from pyro_laplace.posterior.own import own_params
+from pyro_laplace.posterior.own import observed_of, own_params
 from pyro_laplace.program.entries import counted_entries
 from pyro_laplace.program.observations import Place, refuse_outside_support
 from pyro_laplace.program.program import Program
@@ -41,7 +41,13 @@ class View:
     progress: bool = False
 
     @staticmethod
-    def of(model: Callable[..., Any], data: Data, draws: PosteriorDraws, progress: bool = False) -> "View":
+    def of(
+        model: Callable[..., Any],
+        data: Data,
+        draws: PosteriorDraws,
+        progress: bool = False,
+        observed: Collection[str] = (),
+    ) -> "View":
         """Trace a model on data, at the first of the draws.
 
         Args:
@@ -49,6 +55,7 @@ class View:
             data: the data.
             draws: of the program's latent sites.
             progress: whether a pass that lasts shows a progress bar.
+            observed: names of sites that the data are known to be of, beside those that a posterior names.
 
         Returns:
             the view.
@@ -57,7 +64,8 @@ class View:
             UnsupportedProgram: if that is impossible, or two plates of the model draw their own indices.
         """
         values = {name: value[0] for name, value in draws.values.items()}
-        program = Program.trace(model, data, values, own_params(model, draws.source))
+        known = {*observed, *observed_of(draws.source)}
+        program = Program.trace(model, data, values, own_params(model, draws.source), known)
         if len(program.own_indices) > 1:
             raise UnsupportedProgram(
                 f"the plates {sorted(program.own_indices)} all draw their own subsamples: leave subsample_size out of "

@@ -117,7 +117,7 @@ def mc_dropout(
     model stays in eval mode.
 
     Args:
-        model: a Pyro program with dropout in it, such as a `bayesianize`d network.
+        model: a Pyro program with dropout in it, such as a network by `bayesianize`.
         data: what it is fitted to: a batch (tuple, dict or tensor), or a re-iterable of batches.
         map_guide: the trained point, an autoguide or a mapping of site values, from a training with dropout on. None
             trains an `AutoDelta` so, from the program's start.

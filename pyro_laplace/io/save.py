@@ -6,9 +6,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import pyro.infer
+
 from pyro_laplace._errors import InvalidOption
+from pyro_laplace.calibration.calibrate import CalibratedPredictive
 from pyro_laplace.io.file import write
 from pyro_laplace.io.records import plain_explored, plain_laplace, plain_sites
+from pyro_laplace.linearized.predictor import LinearizedPredictive
+from pyro_laplace.linearized.program import LinearizedProgram
 from pyro_laplace.nested.guide import NestedLaplace
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
@@ -32,6 +37,17 @@ def save(guide: Any, path: str | PathLike[str]) -> None:
         InvalidOption: if it is no such guide, or has a site whose support files have no name for.
         InvalidData: if the folder is not there.
     """
+    if isinstance(guide, CalibratedPredictive):
+        raise InvalidOption(
+            f"save takes a posterior, not its predictions ({guide}): save the guide that they were made of, pl.save("
+            "guide, path), and write temperatures and scales down beside it. pl.calibrate of what pl.load gives, on "
+            "the same held-out data, finds them again"
+        )
+    if isinstance(guide, LinearizedPredictive | pyro.infer.Predictive | LinearizedProgram):
+        raise InvalidOption(
+            f"save takes a posterior, not the {type(guide).__name__} made of one: save its guide, pl.save(guide, "
+            "path), and make the other anew of what pl.load gives"
+        )
     if not isinstance(guide, AutoLaplace | LaplaceMixture):
         raise InvalidOption(
             f"save takes a posterior of fit_laplace or fit_nested_laplace, not {type(guide).__name__}: the params "

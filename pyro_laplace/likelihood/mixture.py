@@ -122,8 +122,9 @@ class DistributionMixture(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """The mean of the components' variances, and the variance of their means."""
-        between = [(component.mean - self.mean).square() for component in self.components]
-        return average(self.weights, [c.variance + b for c, b in zip(self.components, between, strict=True)])
+        means, mean = [component.mean for component in self.components], self.mean
+        within = [component.variance for component in self.components]
+        return average(self.weights, [v + (m - mean).square() for m, v in zip(means, within, strict=True)])
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``log sum_k w_k p_k``."""

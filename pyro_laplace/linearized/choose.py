@@ -129,7 +129,7 @@ def nonlinearity(model: Callable[..., Any], guide: AutoLaplace, data: Data) -> f
 
 def _without_link(model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture, data: Any) -> list[str]:
     data = as_data(data)
-    program = Program.trace(model, data, unpack(guide.latents, guide.theta), own_params(model, guide))
+    program = Program.trace(model, data, unpack(guide.latents, guide.theta), own_params(model, guide), guide.observed)
     run = program.run(program.start, next(program.chunks(data)))
     return [
         f"{name!r} ({type(site.fn).__name__})" for name, site in run.observed.items() if likelihood_of(site.fn) is None
@@ -138,4 +138,5 @@ def _without_link(model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture
 
 def _is_enumerated(model: Callable[..., Any], posterior: Any, data: Any) -> bool:
     """Whether discrete sites are summed out: that has no link, and the program predicts itself."""
-    return Program.trace(model, as_data(data), posterior.median(), own_params(model, posterior)).nesting is not None
+    params = own_params(model, posterior)
+    return Program.trace(model, as_data(data), posterior.median(), params, posterior.observed).nesting is not None

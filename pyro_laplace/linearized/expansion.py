@@ -19,7 +19,8 @@ from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
-from pyro_laplace.program.run import Site
+from pyro_laplace.program.run import Run, Site
+from pyro_laplace.program.validate import refuse_unsampled
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.precision import Precision
 from pyro_laplace.structure.sparse_block import SparseBlock
@@ -70,7 +71,7 @@ class Expansion:
 
     def sites(self, chunk: Chunk) -> dict[str, Site]:
         """The observed sites at the mode."""
-        return some_data(self.watched.run(self.point.theta, chunk).observed)
+        return some_data(self._whole(self.watched.run(self.point.theta, chunk)).observed)
 
     def predictor_at(self, theta: Tensor, name: str, chunk: Chunk) -> Tensor:
         """Eta of an observed site at another theta."""
@@ -79,12 +80,19 @@ class Expansion:
     def graph_run(self, chunk: Chunk) -> CapturedRun:
         """A run with the graph of what it computed, that nothing watches."""
         with torch.enable_grad():
-            run = self.program.run_at(self._start.values, chunk)
+            run = self._whole(self.program.run_at(self._start.values, chunk))
             return CapturedRun(self.program, self.whole, chunk, run, self._start.leaves)
 
     def captured_run(self, chunk: Chunk) -> CapturedRun:
         """A run that shows what consumed the random sites' values."""
-        return CapturedRun.make(self.program, self.whole, chunk)
+        captured = CapturedRun.make(self.program, self.whole, chunk)
+        self._whole(captured.run)
+        return captured
+
+    def _whole(self, run: Run) -> Run:
+        """A run that sampled every site of the posterior; one that did not is of another program."""
+        refuse_unsampled(self.program.latents, {*run.latents, *run.observed})
+        return run
 
     def moved_outputs(self, name: str, outputs: int, chunk: Chunk) -> Tensor:
         """The outputs of a site that depend on random sites: NaN reaches these, as a tangent or as a value."""

@@ -1,5 +1,6 @@
 """`LinearizedPredictive`: distributions of the observed sites, under the linearised program, without weight draws."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,7 +66,8 @@ class LinearizedPredictive:
             one class per datum the averaged probabilities, of several (or sums of them) a `FunctionMixture`. The
             first three depend on the constant that a softmax does not see: it is that of the logits that the program
             computes; normalised logits and probabilities are centred first.
-        num_samples: draws of eta, where these are needed.
+        num_samples: draws of eta, where these are needed; a component of a mixture whose weight is under
+            `settings.whole_weight` has fewer, in proportion to it, but for those of `decompose`.
         differentiable: whether gradients flow from means and variances to the inputs. It takes a dense Jacobian.
 
     Raises:
@@ -112,8 +114,7 @@ class LinearizedPredictive:
         Returns:
             site name to a distribution of the site's batch and event shape.
         """
-        found = [each.predictive(args, kwargs, self.link, self.num_samples) for each in self._components]
-        return self._mixed(mix, found)
+        return self._mixed(mix, self._predictives(args, kwargs))
 
     def sample(self, num_samples: int, latent: bool = False) -> Callable[..., dict[str, Tensor]]:
         """Draws in function space; one draw is one function, at all inputs, of one component.
@@ -143,7 +144,7 @@ class LinearizedPredictive:
             site name to mean `[*batch, outputs]` and covariance `[*batch, outputs, outputs]`; if `joint`, with N data,
             mean [N * outputs] and covariance [N * outputs, N * outputs], the outputs of a datum beside one another.
         """
-        return self._mixed(_mix_moments, [each.moments(args, kwargs, joint) for each in self._components])
+        return self._mixed(_mix_moments, [each.moments(args, kwargs, joint) for each, _ in self._each()])
 
     def decompose(self, *args: Any, **kwargs: Any) -> dict[str, Decomposition]:
         """What of the uncertainty about y is the data's, and what the parameters'.
@@ -160,10 +161,10 @@ class LinearizedPredictive:
         Returns:
             site name to the parts: variances `[*batch, *event]`, or for Bernoulli and classes entropies `[*base]`.
         """
-        parts = [each.decomposition(args, kwargs, self.num_samples) for each in self._components]
+        parts = [each.decomposition(args, kwargs, self.num_samples) for each, _ in self._each()]
         if len(parts) == 1:
             return parts[0]
-        predictives = [each.predictive(args, kwargs, self.link, self.num_samples) for each in self._components]
+        predictives = self._predictives(args, kwargs)
         both = [{n: (part[n], found[n]) for n in part} for part, found in zip(parts, predictives, strict=True)]
         return self._mixed(_mix_decompositions, both)
 
@@ -177,6 +178,26 @@ class LinearizedPredictive:
             draws = component.sample(args, kwargs, max(1, count), latent)  # one at least, for its shape
             drawn.append({name: value[:count] for name, value in draws.items()})
         return self._mixed(lambda _, parts: in_order(chosen, parts), drawn)
+
+    def _predictives(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[dict[str, Any]]:
+        return [each.predictive(args, kwargs, self.link, count) for each, count in self._each()]
+
+    def _each(self) -> Iterator[tuple["_Component", int]]:
+        """The components, each told what the one before it found out of the program, and their draws of eta."""
+        before = None
+        for component, count in zip(self._components, self._draws_of_eta, strict=True):
+            if before is not None:
+                component.learn(before)
+            yield component, count
+            before = component
+
+    @property
+    def _draws_of_eta(self) -> list[int]:
+        """How many each component has, in proportion to its weight where that is small."""
+        weights = self.guide.weights.tolist() if len(self._components) > 1 else [1.0]
+        few = min(self.num_samples, settings.component_draws)
+        shares = (min(1.0, weight / settings.whole_weight) for weight in weights)
+        return [max(few, math.ceil(self.num_samples * share)) for share in shares]
 
     def _mixed[T](
         self, combine: Callable[[Tensor, Sequence[T]], T | Any], parts: Sequence[Mapping[str, T]]
@@ -199,6 +220,10 @@ class _Component:
     def __init__(self, model: Callable[..., Any], guide: AutoLaplace, differentiable: bool) -> None:
         self.model, self.guide, self.differentiable = model, guide, differentiable
         self._route = first_route(Expansion.of(model, guide), differentiable)
+
+    def learn(self, other: "_Component") -> None:
+        """Take over what another component has found out of the program's structures."""
+        self._route = self._route.informed(other._route)
 
     def predictive(self, args: tuple[Any, ...], kwargs: dict[str, Any], link: str, num_samples: int) -> dict[str, Any]:
         """The distribution of y at each observed site."""

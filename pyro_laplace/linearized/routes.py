@@ -6,9 +6,8 @@ with, which is the same as long as the program has the same structure. What was 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from pyro_laplace.linearized.covariance import Spread
 from pyro_laplace.linearized.expansion import Expansion, some_data
 from pyro_laplace.linearized.graph_layer import GraphLayer, graph_layer, layer_index
 from pyro_laplace.linearized.jacobian import Linearized, LinearizedApart, LinearizedPositions, SparselyLinearized
+from pyro_laplace.linearized.known import CapturedColumns, CaptureKey, Known, LayerColumns
 from pyro_laplace.linearized.logits import operations_of, predictor, written_logits
 from pyro_laplace.linearized.pairs import columns, products_by_position, products_of
 from pyro_laplace.linearized.positions import are_many, refuse_all_outputs, rows_of_positions
@@ -32,55 +32,6 @@ from pyro_laplace.reading.records import Product
 from pyro_laplace.settings import settings
 from pyro_laplace.sparse.rows import NotSparse, sparse_rows
 
-type LayerKey = tuple[str, tuple[str, str | None, bool, int], int, torch.dtype]
-"""A site, the layout of the layer that gives its logits, their number and dtype."""
-
-type CaptureKey = tuple[str, int, tuple[Any, ...]]
-"""A site, its number of outputs, and the operations that they come from."""
-
-
-@dataclass(frozen=True, eq=False)
-class LayerColumns:
-    """Where the Jacobian of logits that are a layer's output has its columns.
-
-    Attributes:
-        kept: the logits that depend on random sites.
-        basis: these among all [k, o].
-        one: the input of a bias [1, 1].
-        spread: gives the covariance.
-    """
-
-    kept: Tensor
-    basis: Tensor
-    one: Tensor
-    spread: Spread
-
-
-@dataclass(frozen=True, eq=False)
-class CapturedColumns:
-    """What is known of a site whose rows were verified to be its data's own.
-
-    Attributes:
-        kept: the outputs that depend on random sites.
-        spread: gives the covariance of products as the first run had them.
-    """
-
-    kept: Tensor
-    spread: Spread
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """What was found out of a program's structures on the runs so far, for the routes to come.
-
-    Attributes:
-        layers: by layer.
-        captured: by structure.
-    """
-
-    layers: Mapping[LayerKey, LayerColumns] = field(default_factory=dict)
-    captured: Mapping[CaptureKey, CapturedColumns] = field(default_factory=dict)
-
 
 class Route(ABC):
     """How rows of the Jacobian are had."""
@@ -88,6 +39,10 @@ class Route(ABC):
     @abstractmethod
     def at(self, chunk: Chunk) -> "Step":
         """The observed sites at given inputs."""
+
+    def informed(self, other: "Route") -> "Route":
+        """The same, with what another posterior's route knows of the program's structures."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +82,10 @@ class FirstRoute(Route):
     expansion: Expansion
     likely: Route
 
+    def informed(self, other: Route) -> Route:
+        """The likely route, informed."""
+        return replace(self, likely=self.likely.informed(other))
+
     def at(self, chunk: Chunk) -> Step:
         """By the likely route."""
         state = RandomState()
@@ -158,6 +117,10 @@ class CapturedRoute(Route):
 
     expansion: Expansion
     known: Known
+
+    def informed(self, other: Route) -> Route:
+        """With the structures that were verified around another posterior."""
+        return replace(self, known=self.known.beside(other.known)) if isinstance(other, CapturedRoute) else self
 
     def at(self, chunk: Chunk) -> Step:
         """From the pairs; by a layer where the run shows that it would have done, row by row where there are none."""
@@ -267,9 +230,11 @@ def _of_pairs(
         return _apart(expansion, site, factored, eta, kept)
     refuse_all_outputs(site, eta)
     products = list(products_of(factored, site.name, eta, kept, expansion.random_places))
-    if before is None:
-        known[structure] = before = CapturedColumns(kept, _spread_of(expansion, products))
-    spread = before.spread if before.spread.fits(products) else _spread_of(expansion, products)
+    spread = None if before is None else before.spread
+    if spread is None:
+        spread = _spread_of(expansion, products)
+        known[structure] = CapturedColumns(kept, spread)
+    spread = spread if spread.fits(products) else _spread_of(expansion, products)
     return Linearized(site.fn, likelihood, eta.detach(), kept, lambda: iter([products]), spread)
 
 

@@ -184,6 +184,11 @@ class NetworkProgram(BayesianNetwork):
         self.likelihood = likelihood
         self.signature = signature
 
+    @property
+    def observed_entries(self) -> Mapping[str, str]:
+        """The observed site, and what its values are called in a batch."""
+        return {"y": self.signature.target}
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the program.
 

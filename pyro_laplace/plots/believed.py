@@ -120,7 +120,12 @@ def ood(
     """How unsure predictives are of data like those they were fitted to, and of foreign data: a panel a predictive.
 
     It is the entropy of classes, or the standard deviation of y. The number above a panel is the share of pairs in
-    which the foreign datum is the less sure one, ties counted half (AUROC).
+    which the foreign datum is the less sure one, ties counted half (AUROC). It depends on how finely a predictive
+    tells its data apart: where all predictions are nearly uniform, or alike, their order is that of the Monte Carlo
+    error of its draws, and 50 draws give another number than 1,000, or than the closed form of a
+    `LinearizedPredictive`. The column `ood_auroc` of `compare` is made of that call's own draws: it is the same number
+    where both have many, or data that differ clearly. Where y has no variance in closed form, it is that of
+    `settings.predictive_draws` draws here.
 
     Args:
         predictives: name to `LinearizedPredictive`, `Predictive`, or what `calibrate` returns.

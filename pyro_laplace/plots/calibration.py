@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from xarray import DataTree
 
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace.plots.style import by_name, look, tidy
+from pyro_laplace.plots.style import by_name, look, one_tree, tidy
 from pyro_laplace.settings import settings
 
 
@@ -57,22 +57,23 @@ def calibration(
     return figure
 
 
-def pit(tree: DataTree, var_name: str | None = None) -> Figure:
+def pit(tree: DataTree | Mapping[str, DataTree], var_name: str | None = None) -> Figure:
     """LOO-PIT of numbers, as the difference of its ECDF from the uniform one (ArviZ's `plot_loo_pit`).
 
     Args:
-        tree: what `to_datatree` returns for the data that the posterior was fitted to.
+        tree: what `to_datatree` returns for the data that the posterior was fitted to, one alone.
         var_name: the observed site; may be left out if there is one.
 
     Returns:
         the figure.
 
     Raises:
-        InvalidOption: if `var_name` is needed, or not observed.
+        InvalidOption: if `var_name` is needed, or not observed, or there are several trees.
     """
     import arviz_plots
     from matplotlib import pyplot
 
+    tree = one_tree(tree, "pit")
     site = observed_site(tree, var_name)
     collection = arviz_plots.plot_loo_pit(tree, var_names=site, backend="matplotlib")
     figure = collection.viz["figure"].item()

@@ -9,7 +9,7 @@ from xarray import DataTree
 
 from pyro_laplace._errors import InvalidOption
 from pyro_laplace.plots.forest import scalars_of, sites_that_fit
-from pyro_laplace.plots.style import COLORS, by_name, for_paper, tidy
+from pyro_laplace.plots.style import COLORS, by_name, for_paper, one_tree, tidy
 from pyro_laplace.settings import settings
 
 
@@ -67,20 +67,24 @@ def posteriors(
     return figure
 
 
-def khat(tree: DataTree, var_name: str | None = None) -> Figure:
+def khat(tree: DataTree | Mapping[str, DataTree], var_name: str | None = None) -> Figure:
     """Pareto k of each datum's leave-one-out weights (ArviZ's `plot_khat`): above 0.7 its estimate cannot be believed.
 
     Args:
-        tree: what `to_datatree` returns for the data that the posterior was fitted to.
+        tree: what `to_datatree` returns for the data that the posterior was fitted to, one alone.
         var_name: the observed site; may be left out if there is one.
 
     Returns:
         the figure.
+
+    Raises:
+        InvalidOption: if there are several trees.
     """
     import arviz_plots
     from arviz_stats.loo import loo
     from matplotlib import pyplot
 
+    tree = one_tree(tree, "khat")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")  # it is what is shown
         elpd = loo(tree, var_name=var_name, pointwise=True, reff=1.0 if tree.posterior.sizes["chain"] == 1 else None)

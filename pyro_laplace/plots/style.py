@@ -73,3 +73,27 @@ def by_name(trees: DataTree | Mapping[str, DataTree]) -> dict[str, DataTree]:
     if not trees:
         raise InvalidOption("trees is empty: give what to_datatree returns, or a mapping of names to it")
     return dict(trees)
+
+
+def one_tree(trees: DataTree | Mapping[str, DataTree], figure: str) -> DataTree:
+    """The tree of a figure that shows one posterior.
+
+    Args:
+        trees: the tree, or a mapping of one name to it.
+        figure: name of the function that draws it.
+
+    Returns:
+        the tree.
+
+    Raises:
+        InvalidOption: if there are several, or none.
+    """
+    if isinstance(trees, DataTree):
+        return trees
+    if not isinstance(trees, Mapping) or not trees:
+        raise InvalidOption(f"tree is {trees!r:.80}: give what to_datatree returns")
+    if len(trees) > 1:
+        raise InvalidOption(
+            f"{figure} shows one posterior, and there are {list(trees)}: give one tree, trees[{next(iter(trees))!r}]"
+        )
+    return next(iter(trees.values()))

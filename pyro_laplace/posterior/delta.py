@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_laplace._autodiff import jacobian
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption
+from pyro_laplace._typing import Theta
 from pyro_laplace.capture.anchor import Anchor
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.table import CURVATURES
@@ -51,7 +52,8 @@ def estimate_of(
         the estimate.
 
     Raises:
-        InvalidOption: if there is no such site, listing those there are, or no data where they are needed.
+        InvalidOption: if there is no such site, listing those there are, or no data where they are needed: of a
+            deterministic site of a program with arguments.
     """
     if robust and data is None:
         raise InvalidOption("robust=True needs the data that were fitted to: give data=")
@@ -59,9 +61,14 @@ def estimate_of(
     program = Program(model, at.latents, observed, start=at.theta, params=at.hyperparameters)
     if robust:
         program = Program.trace(model, given, program.unpack(at.theta), at.hyperparameters)
-    chunk = Chunk(given.first())
-    shape = _value_of(name, _run(program, chunk, data is None)).shape
-    value = at.on(lambda theta: _value_of(name, program.run(theta, chunk)).reshape(-1))
+    chunk, latent = Chunk(given.first()), at.latents.get(name)
+    shape = latent.shape if latent is not None else _value_of(name, _run(program, chunk, data is None)).shape
+
+    def read(theta: Theta) -> Tensor:
+        value = latent.constrain(theta[latent.slice]) if latent is not None else None  # needs no run
+        return (_value_of(name, program.run(theta, chunk)) if value is None else value).reshape(-1)
+
+    value = at.on(read)
     with undisturbed(), torch.no_grad():
         mean, rows = value(at.free).detach(), jacobian(value, at.free).double()
         if robust:

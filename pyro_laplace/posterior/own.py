@@ -48,6 +48,11 @@ def own_params(model: Callable[..., Any], posterior: Any) -> Values:
     return dict(guide.hyperparameters) if changed or missing else {}
 
 
+def observed_of(posterior: Any) -> tuple[str, ...]:
+    """The sites that a posterior of `fit_laplace` is conditioned on; none of what does not say so."""
+    return tuple(posterior.observed) if hasattr(posterior, "latents") else ()
+
+
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal but for the way to the store's unconstrained value and back."""
     close = settings.probe_rounding * torch.finfo(one.dtype).eps if one.is_floating_point() else 0.0

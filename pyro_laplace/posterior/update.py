@@ -64,6 +64,7 @@ def update(
         InvalidOption: for something that is not a posterior from `fit_laplace`, that has lost its model, or that was
             too large to keep its sum over data.
         UnsupportedProgram: if the program on the new data is not that of the posterior.
+        InvalidData: if these lack values of an observed site, or have some that are not finite.
         NotAMode: if the posterior sits beside the mode and `on_not_a_mode="raise"`.
     """
     start = time.perf_counter()
@@ -118,7 +119,7 @@ class _Further:
         kept, prior = _kept(guide)
         own_params(model, guide)
         data = as_data(data)
-        program = Program.trace(model, data, guide.median(), guide.hyperparameters)
+        program = Program.trace(model, data, guide.median(), guide.hyperparameters, guide.observed)
         if set(program.observed) != set(guide.observed):
             raise UnsupportedProgram(
                 f"the posterior was fitted to the observed sites {sorted(guide.observed)}, and these data observe "

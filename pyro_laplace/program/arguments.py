@@ -43,6 +43,27 @@ def trouble_with(batch: Batch) -> str | None:
     return None
 
 
+def refuse_spoilt(run: Run, batch: Batch) -> None:
+    """Refuse arguments that are not finite where the log density is not either.
+
+    Args:
+        run: of the program on them, at values of its latent sites where that should be finite.
+        batch: the arguments.
+
+    Raises:
+        InvalidData: naming the argument, the value and its place.
+    """
+    trouble = trouble_with(batch)
+    if trouble is None:
+        return
+    with torch.no_grad():
+        finite = (
+            bool(s.log_prob().isfinite().all()) for s in (*run.observed.values(), *run.factors.values()) if s.given
+        )
+        if not all(finite):
+            raise InvalidData(f"the log density of the data is not finite, and {trouble}")
+
+
 @contextmanager
 def told_of_arguments(
     model: Callable[..., Any],

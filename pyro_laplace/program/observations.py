@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import pyro.distributions as dist
 import torch
@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_laplace._compat.pyro import is_delta
 from pyro_laplace._errors import InvalidData
 from pyro_laplace.program.entries import Support, counted_entries
-from pyro_laplace.program.run import Run, Site
+from pyro_laplace.program.run import Fill, Run, Site
 from pyro_laplace.unwrap import innermost
 
 _DROP = "leave such data out, or mask them with poutine.mask or obs_mask"
@@ -49,6 +49,48 @@ class Place:
 
 ANYWHERE = Place()
 """Of the only batch, or the first."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Sites that are to be observed, for what a fill of latent sites, and an error, say of one that is not.
+
+    Attributes:
+        names: of the sites.
+        entries: of a network's program, by site the name that its values have in a batch.
+        data: the argument that the data were given as.
+    """
+
+    names: frozenset[str]
+    entries: Mapping[str, str]
+    data: str
+
+    def or_else(self, fill: Fill) -> Fill:
+        """A fill that refuses a site of these, which has come without a value, and is `fill` elsewhere."""
+
+        def filled(site: Mapping[str, Any]) -> Tensor:
+            return self._refuse(site["name"]) if site["name"] in self.names else fill(site)
+
+        return filled
+
+    def refuse_summed(self, run: Run) -> None:
+        """Refuse a run on which one of these is a discrete site to sum out.
+
+        Args:
+            run: the program's run.
+        """
+        for name in run.discrete:
+            if name in self.names:
+                self._refuse(name)
+
+    def _refuse(self, name: str) -> NoReturn:
+        entry = self.entries.get(name)
+        how = (
+            f"with the inputs, as y in {self.data}=(x, y) for model(x, y=None) with pyro.sample({name!r}, ..., obs=y)"
+            if entry is None
+            else f"beside the network's inputs, or as the entry {entry!r} of a batch by name"
+        )
+        raise InvalidData(f"{self.data} has no values of the observed site {name!r}: give them {how}")
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The Pyro program as functions of theta: log prior, log likelihood per datum, and the distributions of its data."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -12,11 +12,11 @@ from torch import Tensor
 from pyro_laplace._compat.pyro import scale_and_mask, undisturbed
 from pyro_laplace._typing import Scalar, Theta, Values
 from pyro_laplace.data import Batch, Data
-from pyro_laplace.program.arguments import told_of_arguments
+from pyro_laplace.program.arguments import refuse_spoilt, told_of_arguments
 from pyro_laplace.program.chunks import Chunk, index_chunks
 from pyro_laplace.program.marginal import conditional_probs, marginalise, shared_sites
 from pyro_laplace.program.module_state import modules_kept, refuse_changed_buffers
-from pyro_laplace.program.observations import Place, refuse_outside_support
+from pyro_laplace.program.observations import Expected, Place, refuse_outside_support
 from pyro_laplace.program.run import Recorder, Run, Site, run_model
 from pyro_laplace.program.sites import Latent, pack, unpack
 from pyro_laplace.program.validate import (
@@ -72,7 +72,11 @@ class Program:
 
     @staticmethod
     def trace(
-        model: Callable[..., Any], data: Data, values: Values | None = None, params: Values | None = None
+        model: Callable[..., Any],
+        data: Data,
+        values: Values | None = None,
+        params: Values | None = None,
+        observed: Collection[str] = (),
     ) -> "Program":
         """Run the model and read its structure.
 
@@ -81,6 +85,7 @@ class Program:
             data: what it is called with; observed sites are those that have a value on this call.
             values: value of every latent site; without them they start from `init_to_start`.
             params: values of `pyro.param`s in place of those that the param store has.
+            observed: names of sites that the data are known to be of, as those that a posterior was fitted to.
 
         Returns:
             the program, whose `start` is theta at these values.
@@ -88,17 +93,22 @@ class Program:
         Raises:
             UnsupportedProgram: if a construct has no Laplace approximation, naming the site and what to do, or if the
                 run changes buffers of the program's modules.
-            InvalidData: if an observed value of the first batch is no tensor, or outside its distribution's support; if
-                the model fails on its arguments: no tensors, empty, too many, of another dtype or shape.
+            InvalidData: if an observed value of the first batch is no tensor, outside its distribution's support, or
+                lacking; if the model fails on its arguments: no tensors, empty, too many, of another dtype or shape;
+                if its density is not finite at the values given, and an argument is not.
         """
         with undisturbed() as before, modules_kept(model) as kept, torch.no_grad():
             first = data.first()
-            fill = start_value if values is None else refuse_missing
+            entries = getattr(model, "observed_entries", {})
+            names = frozenset() if data.prior_alone else frozenset({*observed, *entries})
+            expected = Expected(names, entries, data.name)
+            fill = expected.or_else(start_value if values is None else refuse_missing)
             recorder = Recorder(values or {}, fill=fill, leaves=True, params=params)
             with torch.enable_grad(), told_of_arguments(model, first, recorder.run):
                 run = run_model(model, first, recorder)
             drew = before is not None and not before.is_current()
             changed = kept.changed()
+            expected.refuse_summed(run)
             if not data.prior_alone:
                 refuse_no_likelihood(run, data.one_batch)
             latents = latent_layout(run)
@@ -107,6 +117,8 @@ class Program:
             derived = frozenset(name for name, site in run.observed.items() if site.value.requires_grad)
             refuse_outside_support(run, derived, leaves=True)
             refuse_used_missing(run)
+            if values is not None:
+                refuse_spoilt(run, first)
             theta = pack(latents, {name: site.value.detach() for name, site in run.latents.items()})
             program = Program(
                 model,

@@ -74,6 +74,25 @@ def refuse_missing(site: Mapping[str, Any]) -> Tensor:
     )
 
 
+def refuse_unsampled(latents: Collection[str], sampled: Collection[str]) -> None:
+    """Refuse a posterior of sites that a program it is to predict with does not sample.
+
+    Args:
+        latents: the posterior's sites.
+        sampled: the sites of a run.
+
+    Raises:
+        UnsupportedProgram: naming the sites that are not there.
+    """
+    surplus = [name for name in latents if name not in sampled]
+    if surplus:
+        raise UnsupportedProgram(
+            f"the guide has the latent sites {surplus}, which the model does not sample on this call: it belongs to "
+            "another model. To predict with some of its sites, give their draws by name: "
+            "pl.Predictive(model, posterior_samples=guide.sample_posterior(1000))"
+        )
+
+
 def refuse_surplus(run: Run, values: Mapping[str, Tensor], fixed: Collection[str] = ()) -> None:
     """Refuse a point with values for sites that are not latent: it belongs to another program, or to other data.
 

@@ -14,9 +14,19 @@ from pyro_laplace.data import Data, as_data
 from pyro_laplace.diagnostics.diagnose import diagnose as judge
 from pyro_laplace.draws.over_draws import View
 from pyro_laplace.linearized.choose import predictive_models
-from pyro_laplace.report.elpd import Fitted, as_arviz, fitted
+from pyro_laplace.report.elpd import Fitted, as_arviz, check_matching, fitted
 from pyro_laplace.report.posterior import draws_with_density
-from pyro_laplace.report.row import LAPLACE, METHODS, Row, distance, marks_and_density, of_held_out, of_others
+from pyro_laplace.report.row import (
+    LAPLACE,
+    METHODS,
+    Row,
+    distance,
+    marks_and_density,
+    no_prediction,
+    of_held_out,
+    of_hidden,
+    of_others,
+)
 from pyro_laplace.scores.drawn import Mixture
 from pyro_laplace.scores.levels import Levels
 from pyro_laplace.settings import settings
@@ -64,7 +74,7 @@ def compare(
         reference: name of the posterior that all others are measured against: the column `distance`.
         levels: what predictive intervals are to hold, each with its columns `coverage_90` and `width_90`.
         method: how a datum is left out, as in `loo`.
-        moment_matching: as in `loo`.
+        moment_matching: as in `loo`, of the rows that are draws; the notes say of which it is not.
         diagnose: whether `diagnose` judges each posterior: the column `verdict`. It weighs thousands of draws more.
         fit_seconds: name to the time that fitting took, of posteriors that do not know it.
         num_samples: draws from each guide; an `MCMC` and a mapping keep theirs.
@@ -107,9 +117,11 @@ def compare(
     check_option("method", method, METHODS)
     for option, value in (("moment_matching", moment_matching), ("diagnose", diagnose)):
         check_option(option, value, (True, False))
+    check_matching(moment_matching, method, posteriors.values())
     _check_held_out(reference, ood_data, test_data, posteriors)
     data = as_data(data)
-    test, ood = (None if each is None else as_data(each) for each in (test_data, ood_data))
+    others = {"test_data": test_data, "ood_data": ood_data}
+    test, ood = (None if each is None else as_data(each, option) for option, each in others.items())
     asked = Levels(_checked_levels(levels), settings.distance_quantiles if reference is not None else 0)
     rows: dict[str, Row] = {}
     seconds: dict[str, float] = {}
@@ -152,15 +164,20 @@ def _on_held_out(
 ) -> Row:
     """The columns about held-out data too, and how long these took."""
     start = time.perf_counter()
-    mixture = Mixture.of(View.of(program, test, own.draws, own.view.progress), own.draws, own.num_samples, own.levels)
+    view = View.of(program, test, own.draws, own.view.progress, own.view.program.observed)
+    mixture = Mixture.of(view, own.draws, own.num_samples, own.levels)
     marks, density = marks_and_density(mixture.passed("held-out data"))
     seconds = time.perf_counter() - start
+    hidden = mixture.summed_out() if any(marked.keys() == {"log_prob"} for marked in marks.values()) else {}
     values = {**found.values, "test_lpd": density, **of_held_out(marks, num_bins, own.levels)}
     if ood is not None:
         values |= of_others(marks, own.on(ood).passed("other data", given=False))
+    notes = of_hidden(hidden, own.levels, marks, ood is not None)
     return replace(
         found,
-        values=values | {"predict_seconds": seconds},
+        values=values | dict.fromkeys(notes, math.nan) | {"predict_seconds": seconds},
+        notes={**found.notes, **notes},
+        hidden=tuple(hidden),
         probs={name: each["probs"] for name, each in marks.items() if "probs" in each},
         quantiles={n: own.levels.of_grid(each["quantiles"]) for n, each in marks.items() if "quantiles" in each},
     )
@@ -185,7 +202,9 @@ def _table(rows: Mapping[str, Row], seconds: Mapping[str, float], reference: str
     if reference is not None:
         for name, each in rows.items():
             found = distance(each, rows[reference])
-            values[name] |= {f"distance{f' ({n})' if len(found) > 1 else ''}": value for n, value in found.items()}
+            columns = {n: f"distance{f' ({n})' if len(found) > 1 else ''}" for n in found}
+            values[name] |= {columns[n]: value for n, value in found.items()}
+            notes[name] |= {columns[n]: no_prediction(n) for n in each.hidden}
     for name in rows:
         if math.isnan(seconds[name]):
             notes[name]["seconds"] = "it does not know how long it took: give fit_seconds"

@@ -1,13 +1,14 @@
 """How well a posterior predicts the data that it was fitted to, each datum left out: by the method that is right."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
@@ -29,6 +30,9 @@ from pyro_laplace.report.posterior import theta_of
 from pyro_laplace.report.row import APPROXIMATE, AUTO, LAPLACE, PSIS, Elpd
 from pyro_laplace.report.weighing import relative_efficiency, weighed
 from pyro_laplace.settings import settings
+
+UNMATCHED = "moment matching is of draws from the posterior itself, and these are a guide's"
+"""What is said where it was asked for of a guide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,12 @@ class Fitted:
         Raises:
             InvalidOption: if the method that was asked for is none of this posterior's.
         """
+        found = self._left_out()
+        unmatched = self.matching is not None and self._is_guide and not found.note
+        return replace(found, note=UNMATCHED) if unmatched else found
+
+    def _left_out(self) -> Elpd:
+        """By the method that was asked for, or the best."""
         if self.method == LAPLACE:
             return self._closed_form()
         draws = self.draws
@@ -94,9 +104,7 @@ class Fitted:
         efficiency = 1.0 if draws.independent else relative_efficiency(by_chain)
         parts = [(*weighed(piece, ratio, efficiency), _log_mean(piece)) for piece in self.pieces()]
         density, k, fit = (np.concatenate(each) for each in zip(*parts, strict=True))
-        if self.matching is not None and (method != PSIS or draws.log_q is not None):
-            note = note or "moment matching is of draws from the posterior itself, and these are a guide's"
-        elif self.matching is not None and bool((k > settings.bad_k).any()):
+        if self.matching is not None and not self._is_guide and bool((k > settings.bad_k).any()):
             whole = torch.cat(list(self.pieces()), 1)
             theta = draws.by_chain(theta_of(self.loop.program, draws))
             density, k = matched(theta, draws.by_chain(whole), self.matching, efficiency)
@@ -154,6 +162,10 @@ class Fitted:
             return APPROXIMATE
         return LAPLACE if isinstance(self.posterior, AutoLaplace) and self._straight else PSIS
 
+    @property
+    def _is_guide(self) -> bool:
+        return isinstance(self.posterior, AutoGuide)
+
     @cached_property
     def _straight(self) -> bool:
         """Whether the program is linear within the posterior, or is linearised."""
@@ -176,6 +188,29 @@ class Fitted:
                 f"(structure {self.posterior.structure!r}) is narrower than their own curvature allows"
             )
         return Elpd(LAPLACE, found.log_density.cpu().numpy(), found.log_fit.cpu().numpy(), None)
+
+
+def check_matching(moment_matching: bool, method: str, posteriors: Iterable[Any]) -> None:
+    """Refuse moment matching that would match nothing.
+
+    Args:
+        moment_matching: whether it was asked for.
+        method: how a datum is left out.
+        posteriors: what it is asked of.
+
+    Raises:
+        InvalidOption: if the method has no use for it, or all posteriors are guides.
+    """
+    if moment_matching and method not in (AUTO, PSIS):
+        raise InvalidOption(
+            f"moment_matching=True and method={method!r}: draws are moved by {PSIS!r} alone. Leave moment_matching "
+            f"out, or give method={PSIS!r} and draws of the posterior itself"
+        )
+    if moment_matching and all(isinstance(posterior, AutoGuide) for posterior in posteriors):
+        raise InvalidOption(
+            f"moment_matching=True and method={method!r}: {UNMATCHED}. Leave moment_matching out, or give an MCMC "
+            "(pl.fit_nuts), or draws of the posterior"
+        )
 
 
 def log_prior_at(loop: Loop, draws: PosteriorDraws, theta: Tensor) -> Tensor:

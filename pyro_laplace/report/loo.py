@@ -7,7 +7,7 @@ from pyro_laplace._errors import check_option
 from pyro_laplace.data import as_data
 from pyro_laplace.draws.over_draws import View
 from pyro_laplace.linearized.choose import predictive_model
-from pyro_laplace.report.elpd import as_arviz, densities_of, fitted
+from pyro_laplace.report.elpd import as_arviz, check_matching, densities_of, fitted
 from pyro_laplace.report.matching import Unconstrained
 from pyro_laplace.report.posterior import draws_with_density
 from pyro_laplace.report.row import METHODS
@@ -49,8 +49,8 @@ def loo(
               theta, and one pass. Of a posterior of `fit_laplace`, by the linearised program.
             - "auto": of draws and an `MCMC`, "psis". Of a guide, "approximate_posterior" where the weights p / q can be
               trusted and differ; else "laplace" where it is defined, or "psis".
-        moment_matching: whether to move draws where a datum's weights cannot be trusted (Paananen et al. 2021); of
-            "psis" of draws from the posterior itself.
+        moment_matching: whether to move draws where a datum's weights cannot be trusted (Paananen et al. 2021), by
+            "psis" of draws from the posterior itself; refused of a guide, and beside another method.
         num_samples: draws from a guide; an `MCMC` and a mapping keep theirs.
         linearized: as in `to_datatree`.
         progress: whether a pass that lasts shows a progress bar.
@@ -66,6 +66,7 @@ def loo(
     """
     check_option("method", method, METHODS)
     check_option("moment_matching", moment_matching, (True, False))
+    check_matching(moment_matching, method, [posterior])
     data = as_data(data)
     draws = draws_with_density(model, posterior, data, num_samples)
     program = predictive_model(model, posterior, data, linearized)

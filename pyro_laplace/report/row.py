@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_laplace.scores.formulas import roc_area
 from pyro_laplace.scores.levels import Levels, Marks, Mixed
-from pyro_laplace.scores.marks import joined_marks, row_of
+from pyro_laplace.scores.marks import joined_marks, names_of_scores, row_of
 
 AUTO, PSIS, APPROXIMATE, LAPLACE = METHODS = ("auto", "psis", "approximate_posterior", "laplace")
 """How data may be left out; the first chooses one of the others."""
@@ -57,6 +57,7 @@ class Row:
         probs: site name to the class probabilities of each held-out entry `[entries, classes]`.
         quantiles: site name to the quantiles of each held-out entry `[entries, grid]`, of numbers.
         notes: column to why it has no number.
+        hidden: names of sites that have a density alone: they depend on discrete sites that are summed out.
     """
 
     values: Mapping[str, Any]
@@ -64,6 +65,7 @@ class Row:
     probs: Mapping[str, Tensor] = field(default_factory=dict)
     quantiles: Mapping[str, Tensor] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
 
 
 def marks_and_density(parts: Iterable[Mixed]) -> tuple[dict[str, Marks], float]:
@@ -84,6 +86,33 @@ def of_held_out(marks: Mapping[str, Marks], num_bins: int, levels: Levels) -> di
         scored = row_of(each, num_bins, levels, widths=True)
         values |= {f"{score}{_of(name, marks)}": value for score, value in scored.items() if score != "nll"}
     return values
+
+
+def of_hidden(hidden: Mapping[str, bool], levels: Levels, marks: Mapping[str, Marks], others: bool) -> dict[str, str]:
+    """The columns that sites with a density alone do not have.
+
+    Args:
+        hidden: name to whether it is a class.
+        levels: of the intervals.
+        marks: of all sites.
+        others: whether there are data unlike the held-out ones.
+
+    Returns:
+        column to why it is without a number.
+    """
+    found = {}
+    for name, is_class in hidden.items():
+        columns = [*names_of_scores(is_class, levels), *(["ood_auroc"] if others else [])]
+        found |= {f"{column}{_of(name, marks)}": no_prediction(name) for column in columns}
+    return found
+
+
+def no_prediction(name: str) -> str:
+    """Why a site has a density alone."""
+    return (
+        f"{name!r} depends on discrete sites that are summed out: it has a density, and what is predicted of it is to "
+        "be had by draws alone, pl.Predictive(model, guide=guide, num_samples=1000)"
+    )
 
 
 def of_others(marks: Mapping[str, Marks], others: Iterable[Mixed]) -> dict[str, float]:
@@ -126,7 +155,8 @@ def distance(one: Row, other: Row) -> dict[str, float]:
         other: of the same data.
 
     Returns:
-        site name to number.
+        site name to number, NaN of a hidden one.
     """
-    classes = {n: float((p - other.probs[n]).abs().sum(-1).mean() / 2) for n, p in one.probs.items()}
-    return classes | {n: float((q - other.quantiles[n]).abs().mean()) for n, q in one.quantiles.items()}
+    found = dict.fromkeys(one.hidden, math.nan)
+    found |= {n: float((p - other.probs[n]).abs().sum(-1).mean() / 2) for n, p in one.probs.items()}
+    return found | {n: float((q - other.quantiles[n]).abs().mean()) for n, q in one.quantiles.items()}

@@ -14,7 +14,7 @@ from pyro_laplace.data import as_data
 from pyro_laplace.draws.draws import PosteriorDraws, draws_of
 from pyro_laplace.draws.vectorize import Widest, over_rows
 from pyro_laplace.likelihood import family_of
-from pyro_laplace.posterior.own import own_params
+from pyro_laplace.posterior.own import observed_of, own_params
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
 from pyro_laplace.settings import settings
@@ -42,12 +42,13 @@ def discrete_posterior(model: Callable[..., Any], posterior: Any, data: Any, num
 
     Raises:
         UnsupportedProgram: if no site of the program is enumerated, or a plate draws its own subsample.
-        InvalidData: if a site is in several plates, and the data come in several batches.
+        InvalidData: if the data lack values of an observed site; if a site is in several plates, and the data come in
+            several batches.
     """
     data = as_data(data).held()
     draws = draws_of(posterior, data, num_samples)
     first = {name: value[0] for name, value in draws.values.items()}
-    program = Program.trace(model, data, first, own_params(model, draws.source))
+    program = Program.trace(model, data, first, own_params(model, draws.source), observed_of(draws.source))
     if program.nesting is None:
         raise UnsupportedProgram(
             "no latent site of the model is discrete and enumerated: mark the one that is asked for with "

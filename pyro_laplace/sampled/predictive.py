@@ -28,6 +28,7 @@ from pyro_laplace.posterior.mixture import LaplaceMixture
 from pyro_laplace.posterior.own import own_params
 from pyro_laplace.program.arguments import told_of_arguments
 from pyro_laplace.program.module_state import modules_kept
+from pyro_laplace.program.validate import refuse_unsampled
 from pyro_laplace.settings import settings
 
 RETURN = "_RETURN"
@@ -107,6 +108,8 @@ class Predictive(pyro.infer.Predictive):
             first = _first_draw(draws)
             with told_of_arguments(self.model, batch, values=lambda: first):
                 form = Form.of(self.model, batch, first)
+            if isinstance(self.guide, AutoLaplace | LaplaceMixture):
+                refuse_unsampled(self.guide.latents, form.shapes)
             shapes = form.select(sites, draws)
             values = self._run("model", form, shapes, batch, draws)
             return {name: values[name].reshape(self.num_samples, *shapes[name]).contiguous() for name in shapes}

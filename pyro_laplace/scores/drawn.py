@@ -91,6 +91,18 @@ class Mixture:
             )
         return replace(self, view=View(replace(self.view.program, external={}), data, self.view.progress))
 
+    def summed_out(self) -> dict[str, bool]:
+        """The sites that have a density alone, for they depend on discrete sites that are summed out.
+
+        Returns:
+            name to whether it is a class.
+        """
+        program, chunk = self.at.program, Chunk(self.view.data.first())
+        with undisturbed(), torch.no_grad():
+            known = program.run(program.start, chunk).observed
+            own = program.run(program.start, chunk, sample=True).observed  # discrete sites drawn, and not summed out
+        return {name: Outcome.of(site.fn).is_class for name, site in own.items() if name not in known}
+
     def _chunks(self, what: str) -> Iterator[Chunk]:
         loop = self.view.loop.holding(self.bytes_of_row(self.view.run))
         return loop.chunks(what, self.view.progress)
@@ -142,7 +154,7 @@ class Mixture:
         with undisturbed(), torch.no_grad():
             run = program.run(program.start, chunk)
         if given:
-            refuse_without_data([name for name, site in run.observed.items() if not site.given])
+            refuse_without_data([name for name, site in run.observed.items() if not site.given], chunk.batch)
             refuse_outside_support(run, program.derived)
         sites = {name: site for name, site in run.observed.items() if name not in program.derived}
         return run, {n: Prediction(site.fn, site.value, counted(site, chunk)) for n, site in sites.items()}

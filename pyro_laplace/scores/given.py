@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from pyro_laplace._errors import InvalidData
+from pyro_laplace.data import Batch
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import datum_weight
 from pyro_laplace.program.run import Site
@@ -13,17 +14,20 @@ def counted(site: Site, chunk: Chunk) -> Tensor:
     return datum_weight(site, chunk) != 0
 
 
-def refuse_without_data(names: list[str]) -> None:
+def refuse_without_data(names: list[str], batch: Batch) -> None:
     """Refuse data that lack the observed values of some sites.
 
     Args:
         names: of these.
+        batch: the arguments of the call.
 
     Raises:
         InvalidData: naming them, if there are any.
     """
     if names:
+        entries = ", ".join(map(repr, batch.kwargs))
+        given = f"an entry for them beside {entries}" if entries else "(x, y), not (x,)"
         raise InvalidData(
             f"the data have no observed values of {', '.join(map(repr, names))} to score: give held-out data as the "
-            "posterior was fitted to, observed values included: (x, y), not (x,)"
+            f"posterior was fitted to, observed values included: {given}"
         )

@@ -131,7 +131,7 @@ def _refuse_unobserved(model: Any, batch: Batch, draws: PosteriorDraws) -> None:
     first = {name: value[0] for name, value in draws.values.items()}
     with undisturbed(rng=False), modules_kept(model):
         run = run_model(model, batch, Recorder(first, fill=lambda msg: msg["fn"].sample()))
-    refuse_without_data([name for name in run.latents if name not in first])
+    refuse_without_data([name for name in run.latents if name not in first], batch)
 
 
 def _check_whole(option: str, value: Any, least: int) -> None:

@@ -13,6 +13,13 @@ def joined_marks(parts: Sequence[Marks]) -> Marks:
     return {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
 
 
+def names_of_scores(is_class: bool, levels: Levels) -> list[str]:
+    """The scores beside the density that `row_of` has of classes, or of numbers with their widths."""
+    if is_class:
+        return ["accuracy", "brier", "ece", "auroc"]
+    return ["rmse", "crps", *(f"{name}_{100 * level:.4g}" for level in levels.levels for name in ("coverage", "width"))]
+
+
 def row_of(marks: Marks, num_bins: int, levels: Levels, widths: bool = False) -> dict[str, float]:
     """The scores of one site.
 

@@ -7,6 +7,7 @@ import torch
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace.data import Batch
 from pyro_laplace.posterior.own import own_params
+from pyro_laplace.program.arguments import refuse_spoilt
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.module_state import modules_kept
 from pyro_laplace.program.observations import refuse_outside_support
@@ -26,7 +27,8 @@ def predictions_of(predictive: Any, batch: Batch) -> dict[str, Prediction]:
         site name to its prediction.
 
     Raises:
-        InvalidData: naming a site without observed values, or with some outside its support.
+        InvalidData: naming a site without observed values, or with some outside its support; or an argument that is not
+            finite.
     """
     guide = predictive.guide
     params = own_params(predictive.model, guide)
@@ -34,9 +36,10 @@ def predictions_of(predictive: Any, batch: Batch) -> dict[str, Prediction]:
     chunk = Chunk(batch)
     with undisturbed(), modules_kept(predictive.model), torch.enable_grad():
         run = program.run(guide.theta.clone().requires_grad_(), chunk)
-    refuse_without_data([name for name, site in run.observed.items() if not site.given])
+    refuse_without_data([name for name, site in run.observed.items() if not site.given], batch)
     derived = {name for name, site in run.observed.items() if site.value.requires_grad}  # a prior
     refuse_outside_support(run, derived)
+    refuse_spoilt(run, batch)
     found = predictive(*batch.args, **batch.kwargs)
     data = {name: site for name, site in run.observed.items() if name not in derived}
     return {name: Prediction(found[name], site.value, counted(site, chunk)) for name, site in data.items()}

@@ -16,6 +16,17 @@ class Reports:
     -3.73; Gaussian process, 3.4: -2.75, -3.05, -2.74; network of 31 weights, 2.1: -0.95, -1.03, -0.93.
     """
 
+    whole_weight: float = 0.1
+    """Weight of a mixture's component from which on it has all draws of eta; below, it has its share.
+
+    The Monte Carlo error of the mixture's mean is then at most a third of that of a single posterior with as many
+    draws. Measured, Student's t and 524 components: the mean of y is known to 0.003 of its deviations in place of
+    0.0014, a call takes 4 s in place of 7, and `scores` 4 s in place of 15.
+    """
+
+    component_draws: int = 100
+    """Draws of eta that each component has all the same: a variance of so few is one percent too small."""
+
     nonlinearity_step: float = 0.02
     """Fraction of a deviation over which a directional derivative is a difference quotient."""
 
@@ -83,8 +94,11 @@ class Reports:
     diagnose_elements: int = 2**31
     """Elements that the first draws of a `diagnose` may make in sum, some ten seconds; the rest is as much."""
 
+    diagnose_most: int = 16_000
+    """Draws up to which it goes on unless it is told how many: errors are a quarter of those of the first look."""
+
     diagnose_one_by_one: int = 2_000
-    """Draws up to which it goes on where the program cannot be run on many at once."""
+    """The same where the program cannot be run on many at once, and a draw may take milliseconds."""
 
     held_elements: int = 2**27
     """Elements of all the draws of theta that are held at a time, one gigabyte."""

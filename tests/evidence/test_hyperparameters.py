@@ -326,7 +326,7 @@ def compared(guide: Any, x: Tensor, y: Tensor) -> list[Tensor]:
     pyro.set_rng_seed(0)
     table = pl.compare(program, {"laplace": guide}, (x, y), num_samples=30)
     numbers = table.select_dtypes("number").drop(columns=[c for c in table.columns if "sec" in c], errors="ignore")
-    return [torch.from_numpy(numbers.to_numpy(dtype="float64").copy())]
+    return [torch.from_numpy(numbers.dropna(axis="columns").to_numpy(dtype="float64").copy())]
 
 
 def updated(guide: Any, x: Tensor, y: Tensor) -> list[Tensor]:

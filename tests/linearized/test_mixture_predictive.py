@@ -255,3 +255,74 @@ def test_evidence_weighting_beats_single_modes_on_held_out_data():
         gains.append(float(mixed - single.mean()))
     assert sum(gains) / len(gains) > 0.1
     assert min(gains) > -0.1
+
+
+# --- many components ------------------------------------------------------------------------------
+
+
+def student(calls: list[int]):
+    """A regression whose outputs are location, scale and degrees of freedom, of which the last is known."""
+
+    def model(x, y=None):
+        calls.append(1)
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.StudentT(5.0, slope * x, scale), obs=y)
+
+    return model
+
+
+def student_mixture(model, count: int) -> tuple[pl.LaplaceMixture, torch.Tensor]:
+    x, y = torch.linspace(-2.0, 2.0, 15), torch.randn(15)
+    given = [{"slope": torch.tensor(0.3 * k), "scale": torch.tensor(1.0 + 0.2 * k)} for k in range(count)]
+    options = {"polish": False, "on_not_a_mode": "ignore", "progress": False}
+    return pl.LaplaceMixture([pl.fit_laplace(model, (x, y), at, **options) for at in given], weights="equal"), x
+
+
+def test_what_one_component_found_out_the_others_know():
+    """One run of the program a component, and what comes out is what each component says by itself."""
+    calls: list[int] = []
+    mixture, x = student_mixture(student(calls), 6)
+    runs = []
+    for some in (mixture.components[:1], mixture.components):
+        predictive = pl.LinearizedPredictive(student(calls), pl.LaplaceMixture(list(some), weights="equal"))
+        calls.clear()
+        predictive.latent(x)
+        runs.append(len(calls))
+    assert runs[1] == runs[0] + 5
+    mean, covariance = predictive.latent(x)["y"]
+    alone = [pl.LinearizedPredictive(student(calls), each).latent(x)["y"] for each in mixture.components]
+    means = torch.stack([each[0] for each in alone])
+    assert mean.shape == (15, 2)
+    assert_close(mean, means.mean(0), rtol=1e-12, atol=1e-12)
+    deviations = means - means.mean(0)
+    between = (deviations.unsqueeze(-1) * deviations.unsqueeze(-2)).mean(0)
+    assert_close(covariance, torch.stack([each[1] for each in alone]).mean(0) + between, rtol=1e-10, atol=1e-12)
+
+
+def test_components_of_small_weight_have_fewer_draws():
+    mixture, x = student_mixture(student([]), 3)
+    mixture.weights = torch.tensor([0.945, 0.05, 0.005]).double()
+    predictive = pl.LinearizedPredictive(student([]), mixture, num_samples=4000)
+    assert [len(part.eta) for part in predictive(x)["y"].components] == [4000, 2000, 200]
+    with pl.settings.using(component_draws=300):
+        assert [len(part.eta) for part in predictive(x)["y"].components] == [4000, 2000, 300]
+    few = pl.LinearizedPredictive(student([]), mixture, num_samples=50)
+    assert [len(part.eta) for part in few(x)["y"].components] == [50, 50, 50]
+
+
+def test_the_variance_of_a_mixture_asks_each_component_once():
+    asked = []
+
+    class Counted(dist.Normal):
+        @property
+        def mean(self):
+            asked.append(1)
+            return self.loc
+
+    loc, scale, weights = torch.randn(7, 4), torch.rand(7, 4) + 0.5, torch.ones(7).softmax(0)
+    mixture = DistributionMixture(weights, [Counted(m, s) for m, s in zip(loc, scale, strict=True)])
+    expected = MixtureSameFamily(torch.distributions.Categorical(weights), torch.distributions.Normal(loc.T, scale.T))
+    assert_close(mixture.variance, expected.variance, rtol=1e-12, atol=1e-12)
+    assert len(asked) <= 2 * 7

@@ -113,6 +113,17 @@ def test_pit(tmp_path):
     assert figure.axes[0].get_xlabel() == "LOO-PIT"
 
 
+@pytest.mark.parametrize("name", ["pit", "khat"])
+def test_a_figure_of_one_posterior_takes_one_tree(name):
+    trees = linear_trees()
+    draw = getattr(pl.plots, name)
+    with pytest.raises(pl.InvalidOption, match=rf"{name} shows one posterior.*give one tree, trees\['laplace'\]"):
+        draw(trees)
+    assert draw({"laplace": trees["laplace"]}).axes
+    with pytest.raises(pl.InvalidOption, match="give what to_datatree returns"):
+        draw({})
+
+
 def test_comparison(tmp_path):
     table = pd.DataFrame(
         {

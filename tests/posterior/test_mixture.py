@@ -307,7 +307,7 @@ def test_the_covariance_is_that_within_and_between_components():
 def test_a_value_that_the_program_computes_has_the_mixtures_mean_and_deviation():
     mass, mean, std = exact_bimodal()
     weights = mass / mass.sum()
-    found = fit_bimodal().of("t", Y)
+    found = fit_bimodal().of("t")  # a latent site's value needs no run of the program, and no data
     middle = (weights * mean).sum()
     assert_close(found.mean, middle, rtol=1e-8, atol=0)
     spread = (weights * (std.square() + (mean - middle).square())).sum().sqrt()

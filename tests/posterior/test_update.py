@@ -169,7 +169,7 @@ def test_a_mixture_is_updated_by_component():
 def test_what_cannot_be_updated_is_refused():
     x = torch.randn(20, 2)
     guide = pl.fit_laplace(linear, (x, x @ torch.ones(2)), progress=False)
-    with pytest.raises(pl.UnsupportedProgram, match="has no value"):
+    with pytest.raises(pl.InvalidData, match="data has no values of the observed site 'y'"):
         pl.update(guide, (x,))
     with pytest.raises(pl.InvalidOption, match="not a dict"):
         pl.update({}, (x, x[:, 0]))

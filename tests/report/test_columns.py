@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from oracles.datatrees import NOISE, fit
@@ -113,6 +114,31 @@ def test_distance_to_a_reference():
     points = {"one": {"w": torch.zeros(1, 3)}, "other": {"w": torch.tensor([[0.0, 2.0, 0.0]])}}
     table = compared(case, points, (x, x[:, 1]), reference="one")
     assert table.loc["other", "distance"] == pytest.approx(2 * float(x[:, 1].abs().mean()), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "classes"])
+def test_a_density_alone_leaves_the_other_columns_empty(kind):
+    """A mixture over a discrete site that is summed out: each column is there, and says why it has no number."""
+
+    def model(y=None):
+        loc = pyro.sample("loc", dist.Normal(0.0, 5.0).expand([2]).to_event(1))
+        with pyro.plate("data", 20):
+            part = pyro.sample("part", dist.Categorical(torch.tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+            likelihood = dist.Normal(loc[part], 1.0) if kind == "numbers" else dist.Bernoulli(logits=loc[part])
+            return pyro.sample("y", likelihood, obs=y)
+
+    y, draws = torch.randint(2, (20,)).double(), {"loc": torch.randn(40, 2)}
+    posteriors = {"one": draws, "other": {"loc": draws["loc"] + 1}}
+    options = {"reference": "one", "levels": (0.8,), "progress": False}
+    table = pl.compare(model, posteriors, (y,), (y,), ood_data=(y,), **options)
+    scored = ["rmse", "crps", "coverage_80", "width_80"] if kind == "numbers" else ["accuracy", "brier", "ece", "auroc"]
+    for column in (*scored, "ood_auroc", "distance"):
+        assert table[column].isna().all()
+        assert set(table.attrs["notes"][column]) == {"one", "other"}
+        assert "'y' depends on discrete sites that are summed out" in table.attrs["notes"][column]["one"]
+    parts = stats.norm(draws["loc"][:, None], 1.0).pdf(y[:, None])
+    if kind == "numbers":
+        assert table.loc["one", "test_lpd"] == pytest.approx(np.log((parts @ [0.4, 0.6]).mean(0)).mean(), rel=1e-9)
 
 
 def test_what_is_known_of_how_long_it_took_and_whether_it_is_right():

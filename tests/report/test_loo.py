@@ -208,6 +208,30 @@ def test_moments_are_matched_on_request():
     np.testing.assert_allclose(moved.elpd_i[1:], plain.elpd_i[1:], rtol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["approximate_posterior", "laplace"])
+def test_moments_are_matched_by_one_method_alone(method):
+    case = programs.linear()
+    draws = {"w": torch.randn(40, 3)}
+    for ask in (lambda **o: pl.loo(case.model, draws, case.data, **o),
+                lambda **o: pl.compare(case.model, {"draws": draws}, case.data, **o)):  # fmt: skip
+        with pytest.raises(pl.InvalidOption, match=rf"method='{method}'.*method='psis' and draws"):
+            ask(method=method, moment_matching=True, progress=False)
+
+
+def test_moments_of_a_guide_are_not_matched_and_that_is_said():
+    case = programs.linear()
+    guide = fit(case)
+    for method in ("auto", "psis"):
+        with pytest.raises(pl.InvalidOption, match=rf"method='{method}'.*these are a guide's.*pl\.fit_nuts"):
+            pl.loo(case.model, guide, case.data, method=method, moment_matching=True, progress=False)
+    with pytest.raises(pl.InvalidOption, match="these are a guide's"):
+        pl.compare(case.model, {"one": guide, "other": guide}, case.data, moment_matching=True, progress=False)
+    both = {"laplace": guide, "draws": guide.sample_posterior(200)}
+    table = pl.compare(case.model, both, case.data, num_samples=200, moment_matching=True, progress=False)
+    assert set(table.attrs["notes"]["elpd_loo"]) == {"laplace"}
+    assert "these are a guide's" in table.attrs["notes"]["elpd_loo"]["laplace"]
+
+
 # --- what it is made of ------------------------------------------------------------------------------
 
 
