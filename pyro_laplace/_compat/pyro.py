@@ -14,11 +14,12 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
-from pyro.util import get_rng_state, set_rng_state
 from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
 from pyro_laplace._compat.compiler import without_compiler
+from pyro_laplace._compat.ordered import plain_ordinals
+from pyro_laplace._compat.random import RandomState
 from pyro_laplace._compat.torch import plain_attention, plain_bags, plain_tables
 from pyro_laplace.unwrap import innermost
 
@@ -89,36 +90,6 @@ def mask_of(fn: Any) -> bool | torch.Tensor:
     return fn._mask
 
 
-class RandomState:
-    """The state of every random generator that Pyro seeds, at the moment of its making."""
-
-    def __init__(self) -> None:
-        self._state = get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def restore(self) -> None:
-        """Go back to it."""
-        set_rng_state(self._state)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
-
-    def is_current(self) -> bool:
-        """Whether nothing has been drawn since."""
-        now = RandomState()
-        tensors = zip([self._state["torch"], *self._cuda], [now._state["torch"], *now._cuda], strict=True)
-        return all(torch.equal(one, other) for one, other in tensors) and self._is_current_outside_torch(now)
-
-    def is_current_outside_torch(self) -> bool:
-        """Whether nothing has been drawn by numpy and Python since."""
-        return self._is_current_outside_torch(RandomState())
-
-    def _is_current_outside_torch(self, now: "RandomState") -> bool:
-        name, keys, *rest = self._state["numpy"]
-        other_name, other_keys, *other_rest = now._state["numpy"]
-        same_numpy = (name, *rest) == (other_name, *other_rest) and bool((keys == other_keys).all())
-        return same_numpy and self._state["random"] == now._state["random"]
-
-
 class _Blocks:
     """The blocks of `undisturbed` that the program is inside of.
 
@@ -168,24 +139,6 @@ def undisturbed(rng: bool = True) -> Iterator[RandomState | None]:
             del store[name]
         if state is not None:
             state.restore()
-
-
-@contextmanager
-def plain_ordinals() -> Iterator[None]:
-    """Make `OrderedLogistic` by operations that `torch.func.vmap` knows: its own writes into a tensor of all rows."""
-    own = dist.OrderedLogistic.__init__
-    try:
-        dist.OrderedLogistic.__init__ = _ordered_logistic
-        yield
-    finally:
-        dist.OrderedLogistic.__init__ = own
-
-
-def _ordered_logistic(self: Any, predictor: torch.Tensor, cutpoints: torch.Tensor, validate_args: Any = None) -> None:
-    below = torch.sigmoid(cutpoints - predictor.unsqueeze(-1))
-    self.predictor, self.cutpoints = predictor.expand(below.shape[:-1]), cutpoints.expand(below.shape)
-    probs = torch.cat([below[..., :1], below.diff(dim=-1), 1 - below[..., -1:]], -1)
-    super(dist.OrderedLogistic, self).__init__(probs, validate_args=validate_args)
 
 
 def as_start(value: torch.Tensor) -> torch.Tensor:

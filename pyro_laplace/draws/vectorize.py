@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_laplace._compat.pyro import RandomState
+from pyro_laplace._compat.random import RandomState
 from pyro_laplace._errors import UnsupportedProgram
 from pyro_laplace._progress import progress_bar
 from pyro_laplace.settings import settings

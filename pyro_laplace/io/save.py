@@ -9,7 +9,6 @@ from typing import Any
 import pyro.infer
 
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace.calibration.calibrate import CalibratedPredictive
 from pyro_laplace.io.file import write
 from pyro_laplace.io.records import plain_explored, plain_laplace, plain_sites
 from pyro_laplace.linearized.predictor import LinearizedPredictive
@@ -17,6 +16,7 @@ from pyro_laplace.linearized.program import LinearizedProgram
 from pyro_laplace.nested.guide import NestedLaplace
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.scores.prediction import Forecaster
 from pyro_laplace.state import packed
 
 
@@ -37,7 +37,7 @@ def save(guide: Any, path: str | PathLike[str]) -> None:
         InvalidOption: if it is no such guide, or has a site whose support files have no name for.
         InvalidData: if the folder is not there.
     """
-    if isinstance(guide, CalibratedPredictive):
+    if isinstance(guide, Forecaster):
         raise InvalidOption(
             f"save takes a posterior, not its predictions ({guide}): save the guide that they were made of, pl.save("
             "guide, path), and write temperatures and scales down beside it. pl.calibrate of what pl.load gives, on "

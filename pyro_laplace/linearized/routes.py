@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._autodiff import puller, pusher, unit_rows, vmapped
-from pyro_laplace._compat.pyro import RandomState
+from pyro_laplace._compat.random import RandomState
 from pyro_laplace.capture.run import CapturedRun
 from pyro_laplace.curvature.root import Root, SiteRoot
 from pyro_laplace.likelihood import Likelihood, require_likelihood

@@ -16,7 +16,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from pyro_laplace._compat.pyro import ParamsHeld, RandomState, site_is_subsample, undisturbed
+from pyro_laplace._compat.pyro import ParamsHeld, site_is_subsample, undisturbed
+from pyro_laplace._compat.random import RandomState
 from pyro_laplace._errors import InvalidOption, LaplaceWarning, UnsupportedProgram
 from pyro_laplace.data import Batch, Data
 from pyro_laplace.draws.vectorize import Widest, over_rows, row_by_row

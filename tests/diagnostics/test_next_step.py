@@ -1,7 +1,5 @@
 """What `diagnose` says to do next: code that keeps the guide as it was made, and what is not to be fitted anew."""
 
-import math
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -21,7 +19,7 @@ def one_by_one(y):
 def test_the_draws_that_are_asked_for_are_weighed_one_by_one_too():
     (y,) = few_residuals().data
     guide = pl.fit_laplace(one_by_one, y, progress=False)
-    small = {"diagnose_draws": 40, "diagnose_one_by_one": 80, "diagnose_most": 320, "clear_k": math.inf}
+    small = {"diagnose_draws": 40, "diagnose_one_by_one": 80, "diagnose_most": 320, "clear_k": 1e9}
     with pl.settings.using(verdict_errors=1e9, **small):  # no number is clear of its bound by so many errors
         found = pl.diagnose(one_by_one, guide, y, progress=False)
         assert found.num_draws == 80
@@ -57,7 +55,10 @@ def classifier():
         ({"subset": "last_layer", "structure": "kron"}, ["subset=['2.weight', '2.bias']", "structure='kron'"]),
         ({"structure": pl.LowRank(3)}, ["structure=pl.LowRank(rank=3, passes=1)"]),
         ({"structure": {"0*": "diag", "2*": pl.Kron("reduce")}}, ["{'0*': 'diag', '2*': pl.Kron(shared='reduce')}"]),
-        ({"subset": pl.Subnetwork(size=5), "curvature": "empirical_fisher"}, ["subset=pl.Subnetwork(size=5)", "curvature='empirical_fisher'"]),
+        (
+            {"subset": pl.Subnetwork(size=5), "curvature": "empirical_fisher"},
+            ["subset=pl.Subnetwork(size=5)", "curvature='empirical_fisher'"],
+        ),
     ],
     ids=["last layer", "low rank", "mapping", "subnetwork"],
 )

@@ -56,7 +56,7 @@ def fitted(request):
 @pytest.mark.parametrize("entry", list(ENTRIES))
 def test_a_forgotten_target_is_said_to_be_one(fitted, entry):
     model, guide, _ = fitted
-    with pytest.raises(pl.InvalidData, match="data has no values of the observed site 'y'.*data="):
+    with pytest.raises(pl.InvalidData, match=r"data has no values of the observed site 'y'.*data="):
         ENTRIES[entry](model, guide, (X,))
 
 
@@ -65,7 +65,7 @@ def test_held_out_data_without_a_target_are_told_by_their_argument(fitted):
     draws = {"b": torch.randn(50)}  # which do not know what they were fitted to
     for posterior in (guide, draws):
         with pytest.raises(pl.InvalidData, match="test_data has no values of the observed site 'y'"):
-            pl.compare(model, {"one": posterior}, (X, y), test_data=(X,), num_samples=50, progress=False)
+            pl.compare(model, {"one": posterior}, (X, y), test_data=(X,), progress=False)
 
 
 @pytest.mark.parametrize("entry", [name for name in ENTRIES if name != "discrete_posterior"])
@@ -109,10 +109,10 @@ def test_a_batch_by_name_without_its_target():
     options = {"output": "logits", "target": "labels"}
     model = pl.bayesianize(Named(), pl.nn.Isotropic(1.0), pl.nn.Classification(), **options)
     a = torch.randn(10, 2)
-    with pytest.raises(pl.InvalidData, match="observed site 'y'.*entry 'labels'"):
+    with pytest.raises(pl.InvalidData, match=r"observed site 'y'.*entry 'labels'"):
         pl.fit_laplace(model, [{"a": a}], progress=False)
     guide = pl.fit_laplace(model, [{"a": a, "labels": (a[:, 0] > 0).long()}], progress=False)
     with pytest.raises(pl.InvalidData, match="entry 'labels'"):
         pl.diagnose(model, guide, {"a": a}, progress=False)
-    with pytest.raises(pl.InvalidData, match="'y' to score.*an entry for them beside 'a'"):
+    with pytest.raises(pl.InvalidData, match=r"'y' to score.*an entry for them beside 'a'"):
         pl.scores(pl.LinearizedPredictive(model, guide), {"a": a})
