@@ -46,7 +46,7 @@ def predictive_model(
         return linearize(model, posterior)
     if not isinstance(posterior, AutoLaplace | LaplaceMixture):
         return model
-    if is_enumerated(model, posterior, data):
+    if sums_discrete(model, posterior, data):
         return model
     bent = bend_of(model, posterior, as_data(data))
     if bent <= settings.linear:
@@ -136,7 +136,7 @@ def _without_link(model: Callable[..., Any], guide: AutoLaplace | LaplaceMixture
     ]
 
 
-def is_enumerated(model: Callable[..., Any], posterior: Any, data: Any) -> bool:
+def sums_discrete(model: Callable[..., Any], posterior: Any, data: Any) -> bool:
     """Whether discrete sites are summed out: that has no link, and the program predicts itself."""
     params = own_params(model, posterior)
     return Program.trace(model, as_data(data), posterior.median(), params, posterior.observed).nesting is not None

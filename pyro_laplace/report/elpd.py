@@ -19,7 +19,7 @@ from pyro_laplace.diagnostics.weights import Weights
 from pyro_laplace.draws.density import log_joint_at
 from pyro_laplace.draws.draws import PosteriorDraws
 from pyro_laplace.draws.monte_carlo import over_draws
-from pyro_laplace.linearized.choose import bend_of, is_enumerated
+from pyro_laplace.linearized.choose import bend_of, sums_discrete
 from pyro_laplace.linearized.left_out import LeftOut, left_out
 from pyro_laplace.linearized.program import LinearizedProgram
 from pyro_laplace.posterior.guide import AutoLaplace
@@ -171,7 +171,7 @@ class Fitted:
         """Whether the program is linear within the posterior, or is linearised; one with sums has no predictor."""
         if isinstance(self.model, LinearizedProgram):
             return True
-        if is_enumerated(self.model, self.posterior, self.loop.data):
+        if sums_discrete(self.model, self.posterior, self.loop.data):
             return False
         return bend_of(self.model, self.posterior, self.loop.data) <= settings.linear
 
