@@ -255,7 +255,7 @@ def test_without_held_out_data_there_are_no_such_columns():
 
 def test_held_out_data_without_observations_are_refused():
     case = programs.linear()
-    with pytest.raises(pl.InvalidData, match="test_data has no values of the observed site .y."):
+    with pytest.raises(pl.InvalidData, match=r"test_data has no values of the observed site .y."):
         pl.compare(case.model, {"draws": exact_posterior(case, 3)}, case.data, (case.data[0],))
 
 
