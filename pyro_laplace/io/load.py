@@ -34,7 +34,7 @@ def load(
         model: the Pyro program that the posterior is of.
         data: what the program is called with, new data will do. Where it is given, the program is run once, and
             refused if its latent sites are not those of the file. Without data that is asked of what runs without: the
-            priors of a `bayesianize`d network, and a program that closes over its data. Of another program it shows
+            priors of a network by `bayesianize`, and a program that closes over its data. Of another program it shows
             where the guide is first used.
         device: where to put it; None for the processor.
 
