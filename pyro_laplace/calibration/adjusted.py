@@ -140,6 +140,7 @@ def _around(fn: Any, base: Any) -> Any:
             base = base.to_event(wrapper.reinterpreted_batch_ndims)
         elif isinstance(wrapper, dist.MaskedDistribution):
             mask = mask_of(wrapper)
-            shared = over_draws and isinstance(mask, Tensor) and mask.dim() > len(base.batch_shape)
-            base = base.mask(mask[0] if shared else mask)  # type: ignore[index]
+            if over_draws and isinstance(mask, Tensor) and mask.dim() > len(base.batch_shape):
+                mask = mask[0]  # the same at all draws
+            base = base.mask(mask)
     return base

@@ -22,7 +22,7 @@ from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.observations import refuse_outside_support
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.run import Run
-from pyro_laplace.scores.given import counted, refuse_without_data
+from pyro_laplace.scores.given import counted, posterior_of, refuse_without_data
 from pyro_laplace.scores.objectives import common_numbers
 from pyro_laplace.scores.observed import predictions_of
 from pyro_laplace.scores.prediction import Forecaster, Prediction
@@ -74,12 +74,7 @@ class AtSomeDraws:
         Raises:
             InvalidOption: if it has no posterior.
         """
-        posterior = predictive.posterior_samples if predictive.guide is None else predictive.guide
-        if predictive.guide is None and not posterior:
-            raise InvalidOption(
-                "predictive has neither a guide nor posterior_samples, and what it draws is the prior's: give "
-                f"{type(predictive).__name__}(model, guide=guide, num_samples=1000)"
-            )
+        posterior = posterior_of(predictive)
         draws = draws_of(posterior, data, predictive.num_samples)
         program = View.of(predictive.model, data, draws).program
         return AtSomeDraws(replace(program, own_indices={}, external={}), draws)

@@ -6,9 +6,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_laplace.likelihood.classes import ClassFamily
 from pyro_laplace.likelihood.gaussian import GaussianEta
 from pyro_laplace.likelihood.links import log_laplace_bridge, probit
-from pyro_laplace.likelihood.registry import Family, register
+from pyro_laplace.likelihood.registry import register
 from pyro_laplace.likelihood.totals import MultinomialOfTotals
 
 
@@ -31,12 +32,11 @@ def multinomial_root(logits: Tensor) -> Tensor:
 
 
 @register(torch.distributions.Categorical)
-class CategoricalFamily(Family):
+class CategoricalFamily(ClassFamily):
     """One draw, its class as an integer."""
 
     outputs = concave = ("logits",)
     shift_invariant = True
-    classes = True
 
     def link(self, fn: Any) -> Tensor:
         """Normalised logits `[*batch, classes]`; a softmax does not see the constant that this takes away."""
@@ -62,18 +62,6 @@ class CategoricalFamily(Family):
     def of_log_classes(self, log_p: Tensor) -> Tensor:
         """They are logits."""
         return log_p
-
-    def expected(self, fn: Any) -> Tensor:
-        """Class probabilities `[*batch, classes]`."""
-        return fn.probs
-
-    def hits(self, expected: Tensor, observed: Tensor) -> Tensor:
-        """Whether the most probable class is the observed one."""
-        return expected.argmax(-1) == observed
-
-    def location(self, fn: Any) -> Tensor:
-        """All of eta: classes have no spread beside their probabilities."""
-        return self.link(fn)
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """`multinomial_root`, `[*batch, classes, classes - 1]`."""

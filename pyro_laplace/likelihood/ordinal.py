@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from pyro_laplace.likelihood.classes import ClassFamily
 from pyro_laplace.likelihood.gaussian import GaussianEta
-from pyro_laplace.likelihood.registry import Family, register, requires_grad
+from pyro_laplace.likelihood.registry import register, requires_grad
 from pyro_laplace.likelihood.special import log_sigmoid_slope
 
 
@@ -40,14 +41,13 @@ class Ordinal(dist.OrderedLogistic):
 
 
 @register(dist.OrderedLogistic)
-class OrderedLogisticFamily(Family):
+class OrderedLogisticFamily(ClassFamily):
     """eta = (first cutpoint - predictor, logs of the steps to the next cutpoints): linear in the predictor.
 
     With F the sigmoid and t_j the cutpoints less the predictor, class j has probability p_j = F(t_j) - F(t_{j-1}).
     """
 
     outputs = ("cutpoints",)
-    classes = True
 
     def link(self, fn: Any) -> Tensor:
         """(t_0, log(t_1 - t_0), ...) `[*batch, classes - 1]`."""
@@ -84,18 +84,6 @@ class OrderedLogisticFamily(Family):
         inner = log_p[..., 1:-1]
         steps = softplus(inner - below[..., :-2]) + softplus(inner - above[..., 2:])
         return torch.cat([log_p[..., :1] - above[..., 1:2], steps.log()], -1)
-
-    def expected(self, fn: Any) -> Tensor:
-        """Class probabilities `[*batch, classes]`."""
-        return fn.probs
-
-    def hits(self, expected: Tensor, observed: Tensor) -> Tensor:
-        """Whether the most probable class is the observed one."""
-        return expected.argmax(-1) == observed
-
-    def location(self, fn: Any) -> Tensor:
-        """All of eta: classes have no spread beside their probabilities."""
-        return self.link(fn)
 
     def fisher_root(self, eta: Tensor, fn: Any) -> Tensor:
         """S_ij = (d p_j / d eta_i) / sqrt p_j `[*batch, classes - 1, classes]`, a column for each class.

@@ -1,8 +1,11 @@
-"""Which of the data can be scored."""
+"""Which of the data can be scored, and what draws."""
 
+from typing import Any
+
+import pyro.infer
 from torch import Tensor
 
-from pyro_laplace._errors import InvalidData
+from pyro_laplace._errors import InvalidData, InvalidOption
 from pyro_laplace.data import Batch
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import datum_weight
@@ -31,3 +34,24 @@ def refuse_without_data(names: list[str], batch: Batch) -> None:
             f"the data have no observed values of {', '.join(map(repr, names))} to score: give held-out data as the "
             f"posterior was fitted to, observed values included: {given}"
         )
+
+
+def posterior_of(predictive: pyro.infer.Predictive) -> Any:
+    """What a predictive draws from: a guide, or draws.
+
+    Args:
+        predictive: of Pyro's, or of this package.
+
+    Returns:
+        the guide, or site name to draws.
+
+    Raises:
+        InvalidOption: if it has neither.
+    """
+    posterior = predictive.posterior_samples if predictive.guide is None else predictive.guide
+    if predictive.guide is None and not posterior:
+        raise InvalidOption(
+            "predictive has neither a guide nor posterior_samples: what it draws is the prior's. Give "
+            f"{type(predictive).__name__}(model, guide=guide, num_samples=1000)"
+        )
+    return posterior

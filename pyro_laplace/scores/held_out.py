@@ -15,7 +15,7 @@ from pyro_laplace.linearized.predictor import LinearizedPredictive
 from pyro_laplace.program.module_state import modules_kept
 from pyro_laplace.program.run import Recorder, run_model
 from pyro_laplace.scores.drawn import Mixture
-from pyro_laplace.scores.given import refuse_without_data
+from pyro_laplace.scores.given import posterior_of, refuse_without_data
 from pyro_laplace.scores.levels import Levels, Marks
 from pyro_laplace.scores.marks import joined_marks, row_of
 from pyro_laplace.scores.objectives import common_numbers
@@ -113,12 +113,7 @@ def _marks_of_draws(
     predictive: pyro.infer.Predictive, data: Data, num_samples: int, levels: Levels
 ) -> Iterator[Mapping[str, Marks]]:
     """By site, of the mixture over draws, chunk after chunk."""
-    posterior = predictive.posterior_samples if predictive.guide is None else predictive.guide
-    if predictive.guide is None and not posterior:
-        raise InvalidOption(
-            "predictive has neither a guide nor posterior_samples: what it draws is the prior's, and no posterior is "
-            f"scored. Give {type(predictive).__name__}(model, guide=guide, num_samples=1000)"
-        )
+    posterior = posterior_of(predictive)
     draws = draws_of(posterior, data, predictive.num_samples)
     _refuse_unobserved(predictive.model, data.first(), draws)
     view = View.of(predictive.model, data, draws)
