@@ -125,8 +125,8 @@ def _temperature(predictions: Sequence[Prediction]) -> float:
 
 def _scale(predictions: Sequence[Prediction]) -> float:
     if all(isinstance(innermost(each.distribution), dist.Normal) for each in predictions):
-        moments = [(each.truth, each.normal) for each in predictions]
-        return normal_scale(torch.cat([(truth - mean) / std for truth, (mean, std) in moments]))  # type: ignore[misc]
+        moments = [(each.truth, *each.normal) for each in predictions if each.normal is not None]
+        return normal_scale(torch.cat([(truth - mean) / std for truth, mean, std in moments]))
 
     def nll(scale: float) -> float:
         moved = (replace(each, distribution=widened(each.distribution, scale)) for each in predictions)
