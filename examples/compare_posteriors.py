@@ -221,7 +221,8 @@ def surface(problem: Problem) -> dict[str, Figure]:
     train = problem.train[0][:, columns], problem.train[1]
     model = Classification(2, 8, nn.ReLU)
     map_guide = pl.fit_map(model, train)
-    posteriors = {"map": map_guide, "laplace": pl.maximize_evidence(model, train, map_guide)}
+    laplace = pl.maximize_evidence(model, train, map_guide, on_not_a_mode="ignore")  # it is on a kink of the ReLUs
+    posteriors = {"map": map_guide, "laplace": laplace}
     figure = pl.plots.class_surface(
         model, posteriors, train, margin=1.0, class_names=("malignant", "benign"), labels=tuple(names)
     )

@@ -78,7 +78,9 @@ class Maximum:
         mode = self.posterior.judged(self.moved, self.stopped)
         if self.log_evidence is None:  # else it is the linearised program's mode that counts
             others = None if mode.is_mode else self.search.unlike_passes(self.posterior)
-            report(mode, on_not_a_mode, others or "find it again under the new prior: refit=True")
+            again = "find it again under the new prior: refit=True"
+            further = "search on from there: fit_laplace(model, data, guide.median())"
+            report(mode, on_not_a_mode, others or (again if self.stopped is None else further))
         known = self.search.hyperparameters().values
         guide = self.search.guide(self.posterior, mode, {**known, **self.found.values})
         guide.path = replace(self.path, kept=keep)

@@ -37,12 +37,16 @@ def _search(objective: Objective, most: int) -> Reached:
     if not bool(torch.isfinite(value)):
         return Reached(part, Stopped.OUTSIDE)
     damping, model = 1e-3, quadratic(objective, part, gradient)
+    glanced = float(value)
     for steps in range(most):
         noise = 4 * objective.resolution * abs(float(value))
         if model.step(0.0)[1] <= noise:
             return Reached(_finish(objective, part, model), Stopped.RESOLVED)
         if steps and steps % settings.glance_steps == 0:
             refuse_collapse(objective, part, on_the_way=True)
+            if damping >= settings.crept_damping and glanced - float(value) <= settings.crept_nats:
+                return Reached(part, Stopped.CREPT)
+            glanced = float(value)
         if steps >= settings.rough_steps and model.decrement <= settings.fine_decrement * len(part) ** 0.5:
             return Reached(part, Stopped.CLOSE)
         while True:

@@ -12,6 +12,7 @@ class Stopped(StrEnum):
     RESOLVED = "the log joint would rise by less than its rounding error"
     CLOSE = "its Newton decrement was far below what counts as a mode"
     STUCK = "no step, however short, raised the log joint any more"
+    CREPT = "it crept, as along a kink (of ReLUs, say), where the log joint is unlike its quadratic model at any step"
     STEPS = "it had made as many steps as it may"
     OUTSIDE = "the log joint is not finite where it began"
 

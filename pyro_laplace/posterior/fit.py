@@ -16,7 +16,7 @@ from pyro_laplace.posterior.expected import tell_of_expected
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mass import tell_of_far_mass
 from pyro_laplace.posterior.mixture import LaplaceMixture
-from pyro_laplace.posterior.mode_check import report
+from pyro_laplace.posterior.mode_check import LONGER, report
 from pyro_laplace.posterior.request import Request
 from pyro_laplace.posterior.several import fit_mixture
 from pyro_laplace.posterior.subset import Subset
@@ -144,7 +144,3 @@ def fit_laplace(
         guide = begun.search.guide(begun.posterior, mode, begun.search.hyperparameters().values)
     guide.fit_seconds = time.perf_counter() - start
     return guide
-
-
-LONGER = "train longer, or give polish=True"
-"""The remedy for a point that is no mode."""

@@ -10,6 +10,12 @@ from pyro_laplace.mode.mode import Mode
 from pyro_laplace.mode.reached import Stopped
 from pyro_laplace.structure.precision import Precision
 
+LONGER = "train longer, or give polish=True"
+"""The remedy for a point that is no mode."""
+
+SMOOTHER = "make the program smooth (Tanh or SiLU where it has ReLU): on a kink no Gaussian fits on both sides"
+"""The same where the search crept along a kink."""
+
 
 def judge(
     theta: Theta, log_joint: float, gradient: Tensor, precision: Precision, moved: bool, stopped: Stopped | None = None
@@ -53,6 +59,7 @@ def report(mode: Mode, on_not_a_mode: str, remedy: str) -> None:
 
 def _too_far(mode: Mode, remedy: str) -> str:
     why = "" if mode.stopped is None else f"The search for it stopped because {mode.stopped}. "
+    remedy = SMOOTHER if mode.stopped is Stopped.CREPT else remedy
     return (
         f"this point is not a mode: Newton decrement {mode.decrement:.3g} (its distance to the mode in posterior "
         f"standard deviations; {mode.allowed:.3g} is allowed for {mode.num_random} coordinates), gradient norm "

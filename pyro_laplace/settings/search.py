@@ -31,6 +31,12 @@ class ModeSearch:
     glance_steps: int = 20
     """Steps between looks at whether a scale collapses: the density grows for ever, and ever more slowly."""
 
+    crept_nats: float = 2e-3
+    """Nats that a search must gain between looks where it is damped by `crept_damping`: along a kink it gains less."""
+
+    crept_damping: float = 1.0
+    """Damping, in units of the Hessian's diagonal, at which steps are far shorter than Newton's."""
+
     rough_steps: int = 50
     """Steps after which `fine_decrement` is good enough: quadratic convergence has failed to set in."""
 

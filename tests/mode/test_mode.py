@@ -268,6 +268,34 @@ def test_the_most_steps_are_settings():
         assert descend(objective).stopped is Stopped.STEPS
 
 
+def kinked(x, y):
+    """The kinks of ReLUs: along a valley of them the log joint rises by next to nothing, and no step may be long."""
+    w = pyro.sample("w", dist.Normal(0.0, 3.0).expand([12]).to_event(1))
+    with pyro.plate("data", len(x)):
+        logits = (x[:, :1] * w[:4] + x[:, 1:] * w[4:8]).relu() @ w[8:]
+        pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+
+def kinked_data():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(300, 2, generator=generator)
+    return x, torch.bernoulli((3 * x.prod(-1)).sigmoid(), generator=generator)
+
+
+def test_a_search_that_creeps_along_a_kink_ends_and_says_so():
+    x, y = kinked_data()
+    objective = objective_of(kinked, (x, y))
+    with pl.settings.using(crept_nats=1e-300, newton_steps=200):
+        whole = minimise(objective)
+    reached = minimise(objective)
+    assert whole.stopped is Stopped.STEPS
+    assert reached.stopped is Stopped.CREPT
+    lost = objective.value_and_gradient(reached.part)[0] - objective.value_and_gradient(whole.part)[0]
+    assert float(lost) < 0.05  # nats
+    with pytest.warns(pl.NotAModeWarning, match="make the program smooth"):
+        pl.fit_laplace(kinked, (x, y), {"w": objective.embed(reached.part)})
+
+
 def test_a_search_says_that_it_began_where_there_is_no_density():
     objective = objective_of(steep, steep_data())
     outside = replace(objective, theta=torch.tensor([1e3]))
