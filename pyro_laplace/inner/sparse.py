@@ -1,6 +1,7 @@
 """The inner problem over many sites: Newton's method with a sparse exact Hessian, one hyper point after the other."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -214,15 +215,15 @@ def _log_mass(point: SparsePoint, block: SparseBlock) -> float:
     return -point.value + 0.5 * len(point.x) * math.log(2 * math.pi) - 0.5 * float(block.log_det())
 
 
-def _gradient(of: Conditional, x: Tensor, h: Tensor) -> tuple[Tensor, object]:
+def _gradient(of: Conditional, x: Tensor, h: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The gradient of minus the log joint in x, and the map v -> H v."""
     return puller(torch.func.grad(lambda at: -of.log_joint(at, h)), x)
 
 
-def _multiplied(pull: object, rows: Tensor, of: Conditional) -> Tensor:
+def _multiplied(pull: Callable[[Tensor], Tensor], rows: Tensor, of: Conditional) -> Tensor:
     """H v for rows v [v, i], as many at a time as memory holds."""
     step = max(1, settings.pass_elements // max(1, 8 * of.data_size))
-    return torch.cat([vmapped(pull, rows[i : i + step]) for i in range(0, len(rows), step)])  # type: ignore[arg-type]
+    return torch.cat([vmapped(pull, rows[i : i + step]) for i in range(0, len(rows), step)])
 
 
 def _factorised(hessian: Symmetric, damping: float, plan: SparsePlan) -> SparseBlock | None:

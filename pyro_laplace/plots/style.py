@@ -1,7 +1,7 @@
 """Colours, markers and axes, the same in every figure."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,12 +33,12 @@ def look(number: int) -> tuple[str, str]:
     return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
 
 
-def tidy(axes: Axes, grid: str | None = "both") -> None:
+def tidy(axes: Axes, grid: Literal["both", "x", "y"] | None = "both") -> None:
     """A frame of two sides, and a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     if grid:
-        axes.grid(axis=grid, color="0.9", linewidth=0.8)  # type: ignore[arg-type]
+        axes.grid(axis=grid, color="0.9", linewidth=0.8)
 
 
 def for_paper(figure: Figure) -> Figure:

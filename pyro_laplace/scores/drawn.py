@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -224,10 +225,10 @@ def _likelihoods(run: Run, chunk: Chunk) -> dict[str, Tensor]:
     return {f"lik/{name}": value for name, value in log_lik_of(run, chunk).items()}
 
 
-def _variance_of_y(fn: object) -> Tensor | None:
+def _variance_of_y(fn: Any) -> Tensor | None:
     """Of y, where it has a closed form."""
     try:
-        return fn.variance.expand(fn.shape())  # pyright: ignore[reportAttributeAccessIssue]
+        return fn.variance.expand(fn.shape())
     except (NotImplementedError, AttributeError):
         return None
 
