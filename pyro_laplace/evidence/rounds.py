@@ -80,7 +80,7 @@ class Maximum:
             others = None if mode.is_mode else self.search.unlike_passes(self.posterior)
             again = "find it again under the new prior: refit=True"
             further = "search on from there: fit_laplace(model, data, guide.median())"
-            report(mode, on_not_a_mode, others or (again if self.stopped is None else further))
+            report(mode, on_not_a_mode, again if self.stopped is None else further, others)
         known = self.search.hyperparameters().values
         guide = self.search.guide(self.posterior, mode, {**known, **self.found.values})
         guide.path = replace(self.path, kept=keep)

@@ -14,7 +14,8 @@ def minimise(objective: Objective, steps: int | None = None) -> Reached:
     """The minimum of minus the log joint over the objective's free coordinates, float64.
 
     Steps are damped until the objective falls. Where it cannot resolve the fall any more (rounding), undamped steps go
-    on as long as the Newton decrement shrinks, so that the result is as exact as the gradient.
+    on as long as the Newton decrement shrinks, so that the result is as exact as the gradient. Where damped steps bring
+    next to nothing (a kink), the search ends.
 
     Args:
         objective: what to minimise, from its own `theta`.

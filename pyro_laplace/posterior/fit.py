@@ -136,7 +136,7 @@ def fit_laplace(
         mode = begun.posterior.judged(begun.moved, begun.stopped)
         remedy = LONGER if given else "give a map_guide trained longer"
         others = None if mode.is_mode else begun.search.unlike_passes(begun.posterior)
-        report(mode, on_not_a_mode, others or remedy)
+        report(mode, on_not_a_mode, remedy, others)
         if mode.is_mode:
             tell_of_expected(begun.search, begun.posterior, curvature, begun.statistical)
             if len(begun.posterior.theta) <= settings.small and structure == "full":

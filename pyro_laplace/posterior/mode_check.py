@@ -37,19 +37,21 @@ def judge(
     return Mode(theta, log_joint, gradient, decrement, moved, stopped)
 
 
-def report(mode: Mode, on_not_a_mode: str, remedy: str) -> None:
+def report(mode: Mode, on_not_a_mode: str, remedy: str, of_data: str | None = None) -> None:
     """Warn or raise where a point is no mode.
 
     Args:
         mode: the point judged.
         on_not_a_mode: "warn", "raise" or "ignore".
-        remedy: what the user may do.
+        remedy: what the user may do, where the search did not creep along a kink.
+        of_data: what to do about data that are others at each pass, before all else; None where they are the same.
 
     Raises:
         NotAMode: if the point is no mode and that is to be raised.
     """
     if mode.is_mode or on_not_a_mode == "ignore":
         return
+    remedy = of_data or (SMOOTHER if mode.stopped is Stopped.CREPT else remedy)
     message = _too_far(mode, remedy) if mode.rises is None else mode.rises
     message += ". on_not_a_mode='ignore' accepts it as it is"
     if on_not_a_mode == "raise":
@@ -59,7 +61,6 @@ def report(mode: Mode, on_not_a_mode: str, remedy: str) -> None:
 
 def _too_far(mode: Mode, remedy: str) -> str:
     why = "" if mode.stopped is None else f"The search for it stopped because {mode.stopped}. "
-    remedy = SMOOTHER if mode.stopped is Stopped.CREPT else remedy
     return (
         f"this point is not a mode: Newton decrement {mode.decrement:.3g} (its distance to the mode in posterior "
         f"standard deviations; {mode.allowed:.3g} is allowed for {mode.num_random} coordinates), gradient norm "

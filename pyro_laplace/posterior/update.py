@@ -90,7 +90,7 @@ def update(
         mode = found.judged(guide.mode.moved or not torch.equal(found.theta, guide.theta), None)
         others = None if mode.is_mode else further.unlike_passes(found)
         remedy = "fit all data jointly from here: fit_laplace(model, all_data, guide.median())"
-        report(mode, on_not_a_mode, others or remedy)
+        report(mode, on_not_a_mode, remedy, others)
         updated = further.search.guide(found, mode, guide.hyperparameters)
     updated.fit_seconds = time.perf_counter() - start
     return updated

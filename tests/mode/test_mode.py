@@ -33,9 +33,11 @@ import pyro_laplace as pl
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import as_data
 from pyro_laplace.mode.descent import descend
+from pyro_laplace.mode.mode import Mode
 from pyro_laplace.mode.newton import minimise
 from pyro_laplace.mode.objective import Objective
 from pyro_laplace.mode.reached import Stopped
+from pyro_laplace.posterior.mode_check import report
 from pyro_laplace.program.program import Program
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -294,6 +296,14 @@ def test_a_search_that_creeps_along_a_kink_ends_and_says_so():
     assert float(lost) < 0.05  # nats
     with pytest.warns(pl.NotAModeWarning, match="make the program smooth"):
         pl.fit_laplace(kinked, (x, y), {"w": objective.embed(reached.part)})
+
+
+def test_data_that_change_are_told_before_a_kink():
+    mode = Mode(torch.zeros(2), 0.0, torch.ones(2), 5.0, True, Stopped.CREPT)
+    with pytest.warns(pl.NotAModeWarning, match="crept.*To mend it, give the same data"):
+        report(mode, "warn", "train longer", "give the same data")
+    with pytest.warns(pl.NotAModeWarning, match="To mend it, make the program smooth"):
+        report(mode, "warn", "train longer")
 
 
 def test_a_search_says_that_it_began_where_there_is_no_density():
