@@ -34,11 +34,6 @@ class ByIdentity(WeakIdKeyDictionary):
     """What is known of tensors that still live, by their identity; it keeps none alive."""
 
 
-def writes(operation: Any) -> bool:
-    """Whether an operation, as a `DispatchMode` sees it, changes one of its arguments."""
-    return operation._schema.is_mutable
-
-
 # --- trees and modules ------------------------------------------------------------------------
 
 

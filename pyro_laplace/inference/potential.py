@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._typing import Scalar, Theta
-from pyro_laplace.inference.recorded import Recorded, points_around, recorded_if_same
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
+from pyro_laplace.recording.recorded import Recorded, points_around, recorded_if_same
 
 
 @dataclass(eq=False)

@@ -99,15 +99,25 @@ class Conditional:
         Returns:
             nats, in float64.
         """
-        theta, inner = self.theta(x, h), frozenset(self.inner)
+        latents, like = self.program.latents, self.program.start
+        by_site = self._by_site(x, h)
+        values = {name: latents[name].constrain(part) for name, part in by_site.items()}
         parts = []
         for number, chunk in enumerate(self.chunks):
-            run = self.program.run(theta, chunk)
+            run = self.program.run_at(values, chunk)
             parts.append(sum_log_lik(run, chunk))
             if number == 0:
-                parts.append(self.program.log_prior_of(run, theta, True, inner))
-                parts.append(add_up((site.log_prob() for site in run.other_priors), theta))
+                parts.append(self.program.log_prior_at(run, by_site, True, frozenset(self.inner)))
+                parts.append(add_up((site.log_prob() for site in run.other_priors), like))
         return torch.stack(parts).sum()
+
+    def _by_site(self, x: Tensor, h: Tensor) -> dict[str, Tensor]:
+        """Each site's coordinates; theta, in between, would take further operations for each of its derivatives."""
+        latents, found = self.program.latents, {}
+        for names, joined in ((self.hyper, h), (self.inner, x)):
+            parts = joined.to(self.program.start).split([latents[name].size for name in names])
+            found.update(zip(names, parts, strict=True))
+        return found
 
     def log_prior(self, h: Tensor) -> Scalar:
         """Log density of the hyper sites' coordinates h [hyper] under their own priors, log-Jacobian included."""

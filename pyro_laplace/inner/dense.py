@@ -5,15 +5,15 @@ Letters: b rows, i inner coordinates, q hyper coordinates.
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pyro_laplace.inner.conditional import Conditional
-from pyro_laplace.inner.derivatives import Derivatives, recorded
-from pyro_laplace.inner.newton_rows import Modes, search_rows
+from pyro_laplace.inner.newton_rows import Expand, Modes, search_rows
 from pyro_laplace.inner.problem import Inner, InnerSolved, Memory
-from pyro_laplace.inner.rows import Slopes
+from pyro_laplace.inner.rows import Slopes, expanded, slopes_of
 from pyro_laplace.structure.block import Block
 from pyro_laplace.structure.dense import Dense
 
@@ -23,28 +23,22 @@ class DenseInner(Inner):
     """Newton's method with dense exact Hessians, all points at once.
 
     Attributes:
-        derive: the density's derivatives.
+        expand: the density expanded at rows; None means by the program.
     """
 
-    derive: Derivatives
+    of: Conditional
+    expand: Expand | None = None
     curvature: str = "hessian"
     differentiable: bool = True
     memory: Memory = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with an empty memory."""
-        self.of = self.derive.of
         self.memory = Memory.of(self.of)
 
     def moved(self, of: Conditional) -> "DenseInner":
         """From another start."""
-        return DenseInner(Derivatives(of))
-
-    def for_single_points(self) -> "DenseInner":
-        """As a sampler asks, one point after the other."""
-        inner = DenseInner(recorded(self.derive))
-        inner.memory = self.memory
-        return inner
+        return DenseInner(of)
 
     @property
     def elements(self) -> int:
@@ -53,29 +47,36 @@ class DenseInner(Inner):
 
     def solve(self, h: Tensor) -> InnerSolved:
         """From the nearest modes known; where that fails, from the start."""
-        expand, eps = self.derive.expanded, self.of.eps
+        expand, eps = self.expand or partial(expanded, self.of), self.of.eps
         modes = search_rows(expand, self.memory.nearest(h), h, eps)
         rows = (~modes.found).nonzero()[:, 0]
         if len(rows) and len(self.memory.h):
             modes.put(rows, search_rows(expand, self.memory.start.expand(len(rows), -1), h[rows], eps))
         self.memory.keep(h[modes.found], modes.x[modes.found])
-        return DenseSolved(self.derive, h, modes)
+        return DenseSolved(self.of, h, modes)
 
 
 class DenseSolved(InnerSolved):
-    """By dense Hessians."""
+    """By dense Hessians.
 
-    def __init__(self, derive: Derivatives, h: Tensor, modes: Modes) -> None:
-        self.derive, self.h, self.x, self.modes = derive, h, modes.x, modes
-        value = -modes.value + 0.5 * modes.x.shape[1] * math.log(2 * math.pi) - 0.5 * modes.log_det
-        self.value = torch.where(modes.found & value.isfinite(), value, -torch.inf)
+    Args:
+        of: the conditional density.
+        h: the points [b, q].
+        modes: found there.
+        value: log p(y | h) [b], if it is known.
+    """
+
+    def __init__(self, of: Conditional, h: Tensor, modes: Modes, value: Tensor | None = None) -> None:
+        self.of, self.h, self.x, self.modes = of, h, modes.x, modes
+        self.value = log_marginal_of(modes) if value is None else value
         self._slopes: Slopes | None = None
 
     @property
     def slopes(self) -> Slopes:
         """Derivatives at the modes, made once."""
         if self._slopes is None:
-            self._slopes = self.derive.slopes(self.x, self.h, self.modes.inverse())
+            seeds = torch.eye(self.x.shape[1]).to(self.x)
+            self._slopes = slopes_of(self.of, self.x, self.h, seeds, self.modes.inverse())
         return self._slopes
 
     def gradient(self) -> Tensor:
@@ -97,3 +98,9 @@ class DenseSolved(InnerSolved):
     def block(self, row: int) -> Block:
         """H."""
         return Dense(self.modes.precision(row))
+
+
+def log_marginal_of(modes: Modes) -> Tensor:
+    """``log p(y, x* | h) + P/2 log 2 pi - 1/2 log det H``; minus infinity where no mode was found."""
+    value = -modes.value + 0.5 * modes.x.shape[1] * math.log(2 * math.pi) - 0.5 * modes.log_det
+    return torch.where(modes.found & value.isfinite(), value, -torch.inf)

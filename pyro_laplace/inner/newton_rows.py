@@ -6,8 +6,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_laplace.inner.rows import Expanded
 from pyro_laplace.settings import settings
+
+
+@dataclass(frozen=True, eq=False)
+class Expanded:
+    """Minus the log joint at some rows, with its derivatives in x.
+
+    Attributes:
+        value: -log p(y, x | h) [b]; infinite where it cannot be evaluated.
+        gradient: in x [b, i].
+        hessian: in x [b, i, i].
+    """
+
+    value: Tensor
+    gradient: Tensor
+    hessian: Tensor
+
+    def put(self, rows: Tensor, other: "Expanded") -> None:
+        """Replace some rows by those of another."""
+        for name in ("value", "gradient", "hessian"):
+            getattr(self, name)[rows] = getattr(other, name)
+
+    def at(self, rows: Tensor) -> "Expanded":
+        """Some of the rows."""
+        return Expanded(self.value[rows], self.gradient[rows], self.hessian[rows])
+
 
 type Expand = Callable[[Tensor, Tensor], Expanded]
 
@@ -95,12 +119,14 @@ def search_rows(expand: Expand, x: Tensor, h: Tensor, eps: float, steps: int | N
         going = active[rows].nonzero()[:, 0]
         if not len(going):
             continue
-        rows, step, decrement = rows[going], step[going], decrement[going]
+        rows, scale, step, decrement = rows[going], scale[going], step[going], decrement[going]
         tried = expand(x[rows] + step, h[rows])
         noise = 4 * eps * at.value[rows].abs()
         fall = at.value[rows] - tried.value
         better = tried.value.isfinite() & tried.gradient.isfinite().all(-1)
-        better &= fall >= settings.sufficient_decrease * 0.5 * decrement.square() - noise
+        promised = fall >= settings.sufficient_decrease * 0.5 * decrement.square() - noise
+        flatter = (tried.gradient / scale).norm(dim=-1) < (at.gradient[rows] / scale).norm(dim=-1)
+        better &= promised | (flatter & (decrement <= settings.inner_decrement))  # a fall may be less than rounding
         taken = rows[better]
         x[taken] += step[better]
         at.put(taken, tried.at(better))
@@ -111,28 +137,42 @@ def search_rows(expand: Expand, x: Tensor, h: Tensor, eps: float, steps: int | N
     return Modes(x, at.value, scales, factors, found)
 
 
-def _stepped(matrices: Tensor, gradients: Tensor, damping: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Damped Newton steps in unit-free coordinates.
-
-    Where a Hessian is not positive definite, by the absolute values of its eigenvalues, so that a saddle repels
-    (Dauphin et al. 2014).
+def factored(matrices: Tensor, gradients: Tensor, damping: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Damped Newton steps in unit-free coordinates, for matrices [b, i, i], gradients [b, i] and damping [b].
 
     Returns:
-        D, L with ``H + damping D^2 = D L L' D``, whether that is positive definite, and the steps.
+        D, L with ``H + damping D^2 = D L L' D``, whether that is positive definite, and the steps, of no meaning where
+        it is not.
     """
+    scale, unit = _unit_free(matrices)
+    factor, info = torch.linalg.cholesky_ex(unit + damping[:, None, None] * torch.eye(unit.shape[-1]).to(unit))
+    step = torch.cholesky_solve((gradients / scale).unsqueeze(-1), factor)
+    return scale, factor, info == 0, -step[..., 0] / scale
+
+
+def _unit_free(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """D, and ``D^-1 H D^-1``, whose diagonal is one."""
     matrices = torch.nan_to_num(matrices, nan=0.0, posinf=0.0, neginf=0.0)
     diagonal = matrices.diagonal(dim1=-2, dim2=-1).abs()
     largest = diagonal.amax(-1, keepdim=True) if diagonal.numel() else diagonal
     scale = torch.maximum(diagonal, 1e-12 * largest).clamp(min=1e-300).sqrt()
-    unit = matrices / scale.unsqueeze(1) / scale.unsqueeze(2)
-    gradients = (gradients / scale).unsqueeze(-1)
-    factor, info = torch.linalg.cholesky_ex(unit + damping[:, None, None] * torch.eye(unit.shape[-1]).to(unit))
-    positive = info == 0
-    step = torch.cholesky_solve(gradients, factor)
+    return scale, matrices / scale.unsqueeze(1) / scale.unsqueeze(2)
+
+
+def _stepped(matrices: Tensor, gradients: Tensor, damping: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Damped Newton steps; where a Hessian is not positive definite, by the absolute values of its eigenvalues.
+
+    A saddle so repels (Dauphin et al. 2014).
+
+    Returns:
+        as `factored`.
+    """
+    scale, factor, positive, step = factored(matrices, gradients, damping)
     bad = (~positive).nonzero()[:, 0]
     if len(bad):
-        values, vectors = torch.linalg.eigh(unit[bad])
+        values, vectors = torch.linalg.eigh(_unit_free(matrices[bad])[1])
         floor = settings.inner_floor * values.abs().amax(-1, keepdim=True)
         metric = torch.maximum(values.abs(), floor.clamp(min=1e-300)) + damping[bad].unsqueeze(-1)
-        step[bad] = vectors @ ((vectors.mT @ gradients[bad]) / metric.unsqueeze(-1))
-    return scale, factor, positive, -step[..., 0] / scale
+        along = vectors.mT @ (gradients[bad] / scale[bad]).unsqueeze(-1)
+        step[bad] = -(vectors @ (along / metric.unsqueeze(-1)))[..., 0] / scale[bad]
+    return scale, factor, positive, step

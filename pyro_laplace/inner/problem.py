@@ -68,10 +68,6 @@ class Inner(ABC):
     def moved(self, of: Conditional) -> "Inner":
         """The same problem from another start, without a memory."""
 
-    def for_single_points(self) -> "Inner":
-        """The same problem, as fast as may be where points come one after the other, as a sampler's do."""
-        return self
-
     @abstractmethod
     def solve(self, h: Tensor) -> InnerSolved:
         """The inner approximations at points h [b, q]."""

@@ -15,34 +15,11 @@ from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import LaplaceError
 from pyro_laplace.inner.conditional import Conditional
+from pyro_laplace.inner.newton_rows import Expanded
 from pyro_laplace.settings import settings
 
 type Row = Callable[..., tuple[Tensor, ...]]
 """From x [inner], h [hyper] and what else there is of each row to tensors."""
-
-
-@dataclass(frozen=True, eq=False)
-class Expanded:
-    """Minus the log joint at some rows, with its derivatives in x.
-
-    Attributes:
-        value: -log p(y, x | h) [b]; infinite where it cannot be evaluated.
-        gradient: in x [b, i].
-        hessian: in x [b, i, i].
-    """
-
-    value: Tensor
-    gradient: Tensor
-    hessian: Tensor
-
-    def put(self, rows: Tensor, other: "Expanded") -> None:
-        """Replace some rows by those of another."""
-        for name in ("value", "gradient", "hessian"):
-            getattr(self, name)[rows] = getattr(other, name)
-
-    def at(self, rows: Tensor) -> "Expanded":
-        """Some of the rows."""
-        return Expanded(self.value[rows], self.gradient[rows], self.hessian[rows])
 
 
 def expanded(of: Conditional, x: Tensor, h: Tensor) -> Expanded:
@@ -76,12 +53,10 @@ def expanded(of: Conditional, x: Tensor, h: Tensor) -> Expanded:
 
 def expansion_at(of: Conditional, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Value, gradient [i] and Hessian [i, i] in x of minus the log joint at one row x [i], h [hyper]."""
-
-    def with_value(at: Tensor) -> tuple[Tensor, Any]:
-        gradient, value = torch.func.grad_and_value(lambda x: -of.log_joint(x, h))(at)
-        return gradient, (gradient, value)
-
-    matrix, (gradient, value) = torch.func.jacrev(with_value, has_aux=True)(x)
+    density = torch.func.grad_and_value(lambda at: -of.log_joint(at, h))
+    found: Any = torch.func.vjp(density, x, has_aux=True)
+    gradient, pull, value = found
+    matrix = torch.func.vmap(lambda row: pull(row)[0])(torch.eye(len(x)).to(x))
     return value, gradient, matrix
 
 
@@ -139,7 +114,7 @@ class Slopes:
     mixed: Tensor
 
 
-def slopes(of: Conditional, x: Tensor, h: Tensor, seeds: Tensor, weights: Tensor) -> Slopes:
+def slopes_of(of: Conditional, x: Tensor, h: Tensor, seeds: Tensor, weights: Tensor) -> Slopes:
     """Gradients of the log joint and of ``sum_c w_c' H(x, h) d_c``, H being minus its Hessian in x.
 
     With ``D = I`` and ``W = H^-1`` at the point the latter is the gradient of log det H, of third derivatives. Of a

@@ -13,7 +13,7 @@ from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import LaplaceError
 from pyro_laplace.inner.conditional import Conditional
 from pyro_laplace.inner.problem import Inner, InnerSolved, Memory
-from pyro_laplace.inner.rows import Slopes, slopes
+from pyro_laplace.inner.rows import Slopes, slopes_of
 from pyro_laplace.settings import settings
 from pyro_laplace.sparse.compression import Compression
 from pyro_laplace.sparse.factor import SparseIndefinite
@@ -181,7 +181,7 @@ class SparseSolved(InnerSolved):
             weights = self.compression.weights(block.covariance_at(self.compression.row, self.compression.col))
             seeds = self.compression.seeds.to(self.x)
             x, h = point.x.unsqueeze(0), self.h[row].unsqueeze(0)
-            self._slopes[row] = slopes(self.of, x, h, seeds, weights.unsqueeze(0).to(x))
+            self._slopes[row] = slopes_of(self.of, x, h, seeds, weights.unsqueeze(0).to(x))
         return self._slopes[row]
 
     def gradient(self) -> Tensor:

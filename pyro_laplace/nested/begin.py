@@ -14,7 +14,6 @@ from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import Data
 from pyro_laplace.inner.conditional import Conditional, chosen_sites, refuse_inner_parents
 from pyro_laplace.inner.dense import DenseInner
-from pyro_laplace.inner.derivatives import Derivatives
 from pyro_laplace.inner.problem import Inner
 from pyro_laplace.inner.searched import SearchedInner
 from pyro_laplace.inner.sparse import SparseInner
@@ -134,12 +133,12 @@ def _inner_problem(of: Conditional, structure: Structure, curvature: str) -> Inn
 def _by_exact_hessians(of: Conditional, structure: Structure) -> Inner:
     """By exact Hessians: dense ones of few inner coordinates, or of many that are coupled with many."""
     if structure == "full" or (structure == "auto" and of.inner_index.numel() <= settings.small):
-        return DenseInner(Derivatives(of))
+        return DenseInner(of)
     try:
         return SparseInner.find(of)
     except NotSparse as error:
         if structure == "auto":
-            return DenseInner(Derivatives(of))
+            return DenseInner(of)
         names = [name for name in of.inner if bool(_holds(of, name, error.places))]
         raise InvalidOption(
             f"structure='sparse': {len(error.places)} coordinates of the inner sites {names} are coupled with many "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_laplace.inner.problem import Inner
+from pyro_laplace.recording.recorder import as_one_operation
 
 
 class Evaluator:
@@ -26,8 +27,11 @@ class Evaluator:
             return _Marginal.apply(h, self)[0]
         return _Undifferentiated.apply(h, self)
 
-    def solved(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and gradients at points h `[*batch, q]`."""
+    def solved(self, h: Tensor) -> tuple[Tensor, ...]:
+        """Values and gradients at points h `[*batch, q]`: to a recording, one operation."""
+        return as_one_operation(self._solved, h)
+
+    def _solved(self, h: Tensor) -> tuple[Tensor, Tensor]:
         found = self.inner.solve(h.detach().double().reshape(-1, h.shape[-1]))
         self.failures += int((found.value == -torch.inf).sum())
         gradient = found.gradient() if self.inner.differentiable else torch.zeros_like(found.h)
@@ -43,7 +47,7 @@ class _Marginal(torch.autograd.Function):
     """Value and gradient, so that the derivative of the one is the other."""
 
     @staticmethod
-    def forward(h: Tensor, evaluator: Evaluator) -> tuple[Tensor, Tensor]:
+    def forward(h: Tensor, evaluator: Evaluator) -> tuple[Tensor, ...]:
         return evaluator.solved(h)
 
     @staticmethod

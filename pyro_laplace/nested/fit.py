@@ -13,6 +13,7 @@ from pyro_laplace._errors import InvalidOption, check_option
 from pyro_laplace._progress import progress_bar
 from pyro_laplace.data import as_data
 from pyro_laplace.inference.nuts import fit_nuts
+from pyro_laplace.inner.single import for_single_points
 from pyro_laplace.nested.begin import Nesting, begin
 from pyro_laplace.nested.guide import NestedLaplace, nested_posterior
 from pyro_laplace.nested.marginal import LaplaceMarginal
@@ -99,7 +100,7 @@ def _tell(begun: Nesting) -> None:
 def _drawn(begun: Nesting, mode: HyperMode, progress: bool) -> Tensor:
     """Draws of the hyper sites' coordinates by NUTS, from their mode [draws, q]."""
     of = begun.of
-    marginal = LaplaceMarginal(of.program.model, of.loop.data, of, begun.inner.for_single_points())
+    marginal = LaplaceMarginal(of.program.model, of.loop.data, of, for_single_points(begun.inner))
     values = of.program.unpack(of.theta(of.start[0], mode.h))
     mcmc = fit_nuts(
         marginal,

@@ -12,6 +12,7 @@ from pyro_laplace._errors import InvalidOption
 from pyro_laplace.data import Batch, Data, as_data
 from pyro_laplace.inner.conditional import Conditional
 from pyro_laplace.inner.problem import Inner
+from pyro_laplace.inner.single import for_single_points
 from pyro_laplace.nested.begin import begin
 from pyro_laplace.nested.derivative import Evaluator
 from pyro_laplace.nested.hyper_only import sample_hyper
@@ -62,7 +63,7 @@ def laplace_marginal(
     data = as_data(data).held()
     with undisturbed(), torch.no_grad():
         begun = begin(model, data, hyper, structure, curvature, everything=False)
-    return LaplaceMarginal(model, data, begun.of, begun.inner.for_single_points())
+    return LaplaceMarginal(model, data, begun.of, for_single_points(begun.inner))
 
 
 class LaplaceMarginal:

@@ -236,14 +236,21 @@ class Program:
         self, run: Run, theta: Tensor, jacobian: bool = True, sites: frozenset[str] | None = None
     ) -> Scalar:
         """`log_prior` read off a run that was made at theta."""
+        moved = {name: theta[latent.slice] for name, latent in self.latents.items() if latent.constrained}
+        return self.log_prior_at(run, moved, jacobian, sites)
+
+    def log_prior_at(
+        self, run: Run, coordinates: Values, jacobian: bool = True, sites: frozenset[str] | None = None
+    ) -> Scalar:
+        """`log_prior` read off a run, by the coordinates that the values of constrained sites were made of."""
         chosen = {name: latent for name, latent in self.latents.items() if sites is None or name in sites}
         terms = [run.latents[name].log_prob() for name in chosen]
         if jacobian:
-            moved = (latent for latent in chosen.values() if latent.constrained)
-            terms += [latent.log_abs_det_jacobian(theta[latent.slice]) for latent in moved]
+            moved = {name: latent for name, latent in chosen.items() if latent.constrained}
+            terms += [latent.log_abs_det_jacobian(coordinates[name]) for name, latent in moved.items()]
         if sites is None:
             terms += [site.log_prob() for site in run.other_priors]
-        return add_up(terms, theta)
+        return add_up(terms, self.start)
 
     def log_lik(self, theta: Tensor, chunk: Chunk) -> dict[str, Tensor]:
         """Log likelihood per datum, scaled and masked as in the program.

@@ -10,6 +10,9 @@ class Nested:
     inner_steps: int = 60
     """Most steps of one inner search: Newton's method from a neighbour's mode takes two to five."""
 
+    inner_steps_single: int = 12
+    """The same of undamped steps at one point: where these do not do, they are damped."""
+
     inner_steps_network: int = 300
     """The same in a network, whose density has ridges."""
 

@@ -17,7 +17,6 @@ from torch.testing import assert_close
 
 import pyro_laplace as pl
 from pyro_laplace.inference.dropped import spread
-from pyro_laplace.inference.recorded import NotRecordable, Recorded
 from pyro_laplace.inference.trajectory import Moments, block_of
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -250,36 +249,6 @@ def test_everything_takes_them_unmodified():
 
 
 # --- recorded potentials ------------------------------------------------------------------------
-
-
-def test_a_recording_gives_what_the_function_gives_elsewhere():
-    constant = torch.randn(3)
-
-    def fn(theta):
-        leaf = theta.detach().requires_grad_()
-        value = (leaf[:3] * constant).sin().sum() * torch.stack([leaf, leaf**2]).logsumexp(0).sum()
-        return value.detach(), torch.autograd.grad(value, leaf)[0], constant
-
-    theta = torch.randn(4)
-    recorded = Recorded.of(fn, theta)
-    for _ in range(3):
-        theta = torch.randn(4)
-        for one, other in zip(recorded(theta), fn(theta), strict=True):
-            assert_close(one, other, rtol=1e-13, atol=1e-13)
-
-
-def test_what_is_no_list_of_operations_is_not_recorded():
-    kept = torch.zeros(2)
-
-    def writes(theta):
-        return (kept.copy_(theta) * 2,)
-
-    def branches(theta):
-        return (theta if float(theta.sum()) > 0 else -theta,)
-
-    for fn in (writes, branches):
-        with pytest.raises(NotRecordable):
-            Recorded.of(fn, torch.ones(2))
 
 
 def test_a_program_that_branches_on_its_values_is_sampled_all_the_same():

@@ -26,6 +26,7 @@ LAYERS = [
     "_memory",
     "_autodiff",
     "_progress",
+    "recording",
     "state",
     "sparse",
     "data",
