@@ -83,8 +83,9 @@ def search_rows(expand: Expand, x: Tensor, h: Tensor, eps: float, steps: int | N
     """The modes of ``log p(y, x | h)`` in x.
 
     Steps are those of Levenberg in unit-free coordinates, undamped where the Hessian is positive definite and the
-    density rises as it promises. A row ends where its Newton decrement is at most the square root of the dtype's eps;
-    the last step, of quadratic convergence, is beyond rounding.
+    density rises as it promises. A row ends where its Newton decrement is at most the square root of the dtype's eps,
+    so that the last step, of quadratic convergence, is beyond rounding; or, next to the mode, where neither the value
+    nor the gradient gains any more.
 
     Args:
         expand: the expansion of minus the log density at rows x, h.
@@ -126,13 +127,16 @@ def search_rows(expand: Expand, x: Tensor, h: Tensor, eps: float, steps: int | N
         better = tried.value.isfinite() & tried.gradient.isfinite().all(-1)
         promised = fall >= settings.sufficient_decrease * 0.5 * decrement.square() - noise
         flatter = (tried.gradient / scale).norm(dim=-1) < (at.gradient[rows] / scale).norm(dim=-1)
-        better &= promised | (flatter & (decrement <= settings.inner_decrement))  # a fall may be less than rounding
+        near = decrement <= settings.inner_decrement  # the value's fall may be less than its rounding
+        better &= promised | (flatter & near)
+        rounded = ~better & near & plain[going]
+        found[rows[rounded]], active[rows[rounded]] = True, False
         taken = rows[better]
         x[taken] += step[better]
         at.put(taken, tried.at(better))
         less = damping[taken] / 10
         damping[taken] = torch.where(less < settings.inner_damping, 0.0, less)
-        worse = rows[~better]
+        worse = rows[~better & ~rounded]
         damping[worse] = (10 * damping[worse]).clamp(min=settings.inner_damping)
     return Modes(x, at.value, scales, factors, found)
 

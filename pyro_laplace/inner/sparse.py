@@ -142,13 +142,12 @@ class SparseInner(Inner):
                     return at, block
                 best = min(best, decrement)
             tried = self._at(at.x + step, h)
-            noise = 4 * eps * abs(at.value)
-            if (
-                tried is not None
-                and at.value - tried.value >= settings.sufficient_decrease * 0.5 * decrement**2 - noise
-            ):
+            near = decrement <= settings.inner_decrement
+            if tried is not None and _gains(at, tried, decrement, eps, near):
                 at, damping = tried, damping / 10
                 damping = 0.0 if damping < settings.inner_damping else damping
+            elif near and damping == 0.0:
+                return at, block
             else:
                 damping = max(10 * damping, settings.inner_damping)
                 if damping > settings.newton_damping:
@@ -209,6 +208,12 @@ class SparseSolved(InnerSolved):
         found = self.found[row]
         assert found is not None
         return found[1]
+
+
+def _gains(at: SparsePoint, tried: SparsePoint, decrement: float, eps: float, near: bool) -> bool:
+    """Whether a step lets the value fall as it promises; near the mode, that may be less than rounding: or flattens."""
+    promised = settings.sufficient_decrease * 0.5 * decrement**2 - 4 * eps * abs(at.value)
+    return at.value - tried.value >= promised or (near and float(tried.gradient.norm()) < float(at.gradient.norm()))
 
 
 def _log_mass(point: SparsePoint, block: SparseBlock) -> float:
