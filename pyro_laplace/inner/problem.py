@@ -41,6 +41,12 @@ class InnerSolved(ABC):
     def shift(self, row: int) -> Tensor:
         """The distance of the inner mean from the mode, to first order, of one row [i]."""
 
+    def mean(self, row: int) -> Tensor:
+        """The inner mean of one row [i]: mode and shift, the latter as far as the first term of a series may go."""
+        shift = self.shift(row)
+        size = float(self.block(row).whiten(shift.unsqueeze(0)).norm()) / max(1, len(shift)) ** 0.5
+        return self.x[row] + shift * min(1.0, settings.shift_most / max(size, 1e-300))
+
     @abstractmethod
     def block(self, row: int) -> Block:
         """H of one row."""

@@ -119,13 +119,15 @@ def _dependence(value: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, float]
 def _shaping(run: Run, leaves: Mapping[str, Tensor], program: Program) -> dict[str, tuple[str, ...]]:
     """Sites on which the curvature of the log prior of other sites depends, with these."""
     found: dict[str, list[str]] = {}
-    priors = {name: _log_prior(run, leaves, program, name) for name in run.latents}
-    parents = {name: [n for n in _dependence(log_p, leaves) if n != name] for name, log_p in priors.items()}
+    priors = [(name, _log_prior(run, leaves, program, name)) for name in run.latents] + _by_factors(
+        run, leaves, program
+    )
+    parents = [[n for n in _dependence(log_p, leaves) if n != name] for name, log_p in priors]
     for together in (False, True):  # of x_t ~ Normal(phi x_{t-1}, s) the curvature in both x together depends on phi
         known = frozenset(found)
-        for name, log_p in priors.items():
-            for parent in (each for each in parents[name] if each not in known):
-                beside = [each for each in parents[name] if together and each not in known and each != parent]
+        for (name, log_p), of_this in zip(priors, parents, strict=True):
+            for parent in (each for each in of_this if each not in known):
+                beside = [each for each in of_this if together and each not in known and each != parent]
                 if together and not beside:
                     continue
                 if together and not any(_scales(program, parent, each) for each in beside):
@@ -134,6 +136,16 @@ def _shaping(run: Run, leaves: Mapping[str, Tensor], program: Program) -> dict[s
                 if curved is not None and _dependence(curved, leaves).get(parent, 0.0) > _rounding(curved):
                     found.setdefault(parent, []).append(name)
     return {name: tuple(others) for name, others in found.items()}
+
+
+def _by_factors(run: Run, leaves: Mapping[str, Tensor], program: Program) -> list[tuple[str, Tensor]]:
+    """Factors outside all plates, which are priors, each of the sites in it that others scale: an intrinsic field's."""
+    found = []
+    for site in (each for each in run.factors.values() if not each.frames):
+        log_p = add_up([site.log_prob()])
+        inside = _dependence(log_p, leaves)
+        found += [(name, log_p) for name in inside if any(_scales(program, other, name) for other in inside)]
+    return found
 
 
 def _rounding(value: Tensor) -> float:

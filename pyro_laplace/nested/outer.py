@@ -6,11 +6,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_laplace.inner.one_loop import OneLoop, one_loop
 from pyro_laplace.inner.problem import InnerSolved
-from pyro_laplace.nested.grid import Weighted, by_weighted_draws, on_grid, smoothing_kernel
+from pyro_laplace.nested.correction import corrected
+from pyro_laplace.nested.design import by_weighted_draws
+from pyro_laplace.nested.grid import Weighted, on_grid, smoothing_kernel
 from pyro_laplace.nested.guide import HyperPoint, OuterPosterior
 from pyro_laplace.nested.surface import HyperMode, HyperSurface
 from pyro_laplace.settings import settings
+from pyro_laplace.structure.dense import Dense
 
 
 def by_grid(surface: HyperSurface, mode: HyperMode) -> OuterPosterior:
@@ -68,6 +72,9 @@ def _mixed(surface: HyperSurface, found: Weighted, kind: str) -> OuterPosterior:
         the mixture.
     """
     found = _thinned(found, surface)
+    loops = _one_loops(surface, found)
+    if kind == "grid":
+        found = corrected(surface, found, loops)
     h = torch.stack([found.points[i].h[j] for i, j in _places(found)])
     mean = found.weights @ h
     covariance = ((h - mean) * found.weights.unsqueeze(-1)).mT @ (h - mean)
@@ -81,27 +88,44 @@ def _mixed(surface: HyperSurface, found: Weighted, kind: str) -> OuterPosterior:
     kernel = root @ vectors * values.sqrt()
     kernel = torch.linalg.cholesky(kernel @ kernel.mT)
     points = []
-    for i, j in _places(found):
+    for (i, j), loop in zip(_places(found), loops, strict=True):
         batch = found.points[i]
         center = mean + shrink @ (batch.h[j] - mean)
-        points.append(_hyper_point(batch.solved, j, center, float(batch.value[j])))
+        points.append(_hyper_point(batch.solved, j, center, float(batch.value[j]), loop))
     return OuterPosterior(points, found.weights, kernel, found.log_evidence, kind, surface.failures)
+
+
+def _one_loops(surface: HyperSurface, found: Weighted) -> list[OneLoop]:
+    """Those of the inner Gaussians at all points, each that of the nearest one of a few: they are dear to compute."""
+    places = _places(found)
+    if not surface.inner.differentiable:
+        return [OneLoop.none(surface.of.start[0])] * len(places)
+    effort = 32 * surface.of.inner_index.numel() ** 2 * surface.of.data_size
+    count = max(1, min(settings.one_loop_points, settings.one_loop_elements // max(1, effort)))
+    levels = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    chosen = torch.searchsorted(found.weights.cumsum(0).cpu(), levels).clamp(max=len(places) - 1).unique().tolist()
+    h = torch.stack([found.points[i].h[j] for i, j in places])
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(found.kernel), h.mT, upper=False).mT
+    nearest = torch.cdist(white, white[chosen]).argmin(1).tolist()
+    computed = [one_loop(surface.of, found.points[places[k][0]].solved, places[k][1]) for k in chosen]
+    return [computed[k] for k in nearest]
 
 
 def _places(found: Weighted) -> list[tuple[int, int]]:
     return list(zip(found.batch.tolist(), found.row.tolist(), strict=True))
 
 
-def _hyper_point(solved: InnerSolved, row: int, center: Tensor, value: float) -> HyperPoint:
+def _hyper_point(solved: InnerSolved, row: int, center: Tensor, value: float, loop: OneLoop) -> HyperPoint:
+    """A point with its inner Gaussian, as the next order changes it."""
     h, x = solved.h[row], solved.x[row]
     response = solved.response(row)
     if not len(x):
         return HyperPoint(h, value, center, x, response, None)
-    block, shift = solved.block(row), solved.shift(row)
-    # first-order: where it is not small, the series it begins says nothing
-    size = float(block.whiten(shift.unsqueeze(0)).norm()) / len(x) ** 0.5
-    shift = shift * min(1.0, settings.shift_most / max(size, 1e-300))
-    return HyperPoint(h, value, center, x + shift + response @ (center - h), response, block)
+    block = solved.block(row)
+    if loop.changes:
+        block = Dense(block.to_dense() / loop.stretch / loop.stretch.unsqueeze(-1))
+    mean = solved.mean(row) + loop.move + response @ (center - h)
+    return HyperPoint(h, value, center, mean, response, block)
 
 
 def _thinned(found: Weighted, surface: HyperSurface) -> Weighted:

@@ -97,23 +97,65 @@ class Nested:
     grid_kernel: float = 0.5
     """Sd of the kernel around a grid's points, in steps: their sum is then flat to 1.4%."""
 
+    grid_lost: float = 1e-3
+    """Share of the posterior at points without an inner mode from which it is told: less is not to be seen."""
+
     design_points: int = 512
     """Quasi-random points of a round, over more coordinates than a grid is for."""
 
-    design_rounds: int = 6
+    design_rounds: int = 8
     """Most rounds."""
 
-    design_effective: float = 250.0
-    """Effective number of points at which the rounds end: means are then right to a tenth of an sd."""
+    design_error: float = 0.04
+    """Standard error of means, in posterior sd, and of the logarithms of sds, at which the rounds end."""
 
-    design_freedom: float = 7.0
-    """Degrees of freedom of their density: tails heavier than a posterior's are safe."""
+    design_doubt: float = 0.15
+    """The same beyond which the points are doubted, and a warning says so: some four times what was asked for."""
+
+    design_freedom: float = 4.0
+    """Degrees of freedom of their density, in each coordinate: its tails hold out against exponential ones."""
 
     design_look: float = 1.5
-    """Distance, in posterior sd, at which the drop on each side of an axis tells the density's scale there."""
+    """Distance from the mode, in posterior sd, at which the drop on each side first tells the density's scale there."""
 
-    design_scale: float = 3.0
-    """Largest of these scales, and one over the least."""
+    design_looks: int = 4
+    """Such distances, each twice the one before: at 12 sd the logarithm of a scale is in its exponential tail."""
+
+    design_scale: float = 8.0
+    """Largest of these scales, in sd by the curvature, and one over the least."""
+
+    design_kept: int = 512
+    """Points of all rounds that are kept, each with an inner approximation: these take the most time."""
+
+    design_balance: int = 8
+    """Newton steps to weights with which these have the means and sds of all points; four are as good."""
+
+    design_balance_most: float = 1.5
+    """Factor at most by which the effective number of points may fall for that."""
+
+    correction_draws: int = 2**17
+    """Draws of the inner Gaussians at all points of a grid together, by which their weights are corrected."""
+
+    correction_most: int = 2**10
+    """Most of them at one point."""
+
+    correction_fewest: int = 64
+    """Number at one point below which none are made."""
+
+    correction_elements: int = 2**31
+    """Data that all draws of a grid may pass over: loops."""
+
+    correction_rows: int = 2**12
+    """Draws that are evaluated together."""
+
+    correction_share: float = 0.1
+    """Effective share of the draws at the highest point below which they are not believed."""
+
+    correction_least: float = 1e-3
+    """Largest logarithm of the draws' weights there up to which the inner problem is Gaussian."""
+
+    correction_error: float = 0.15
+    """Sd of the corrections' error in nats up to which they are believed; what moves by e^0.15 moves no mean far."""
 
     outer_points: int = 256
     """Points of `outer="laplace"` and `outer="nuts"` that the guide keeps."""
@@ -135,3 +177,18 @@ class Nested:
 
     shift_most: float = 0.3
     """Largest distance of the inner mean from the mode, in sd a coordinate, up to which that formula holds."""
+
+    one_loop_coordinates: int = 100
+    """Inner coordinates up to which their means and sds are of the next order: third derivatives at two points each."""
+
+    one_loop_points: int = 12
+    """Hyper points, spread by their weights, at which they are; the others take those of the nearest."""
+
+    one_loop_elements: int = 2**26
+    """Entries that their third derivatives may take in all, beyond which they are computed at fewer points: loops."""
+
+    one_loop_step: float = 0.1
+    """Step of differences of these, in sd."""
+
+    one_loop_most: float = 2.0
+    """Largest factor by which an inner sd so grows or shrinks: beyond, the series says nothing."""

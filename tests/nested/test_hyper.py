@@ -72,6 +72,13 @@ def autoregression(y):
     observe(torch.stack([first, second]), y[:2])
 
 
+def intrinsic_field(y):
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    f = pyro.sample("f", dist.Normal(0.0, 100.0).expand([6]).to_event(1))
+    pyro.factor("smooth", -0.5 * (f.diff() / tau).square().sum() - 5 * tau.log())
+    observe(f, y)
+
+
 def counts(y):
     level = pyro.sample("level", dist.Normal(0.0, 1.0))
     concentration = pyro.sample("concentration", dist.Gamma(2.0, 1.0))
@@ -97,6 +104,7 @@ def layers(y):
         ),
         (kernel, {"length": "sets the curvature of the prior of 'f'"}),
         (autoregression, {"phi": "sets the curvature of the prior of 'second'"}),
+        (intrinsic_field, {"tau": "sets the curvature of the prior of 'f'"}),
         (counts, {"concentration": "sets the dispersion of 'y'"}),
         (layers, {"scale": "sets the curvature of the prior of 'w1', 'w2'"}),
     ],
