@@ -133,7 +133,7 @@ class Nested:
     design_balance_most: float = 1.5
     """Factor at most by which the effective number of points may fall for that."""
 
-    correction_draws: int = 2**17
+    correction_draws: int = 2**16
     """Draws of the inner Gaussians at all points of a grid together, by which their weights are corrected."""
 
     correction_most: int = 2**10
@@ -142,7 +142,7 @@ class Nested:
     correction_fewest: int = 64
     """Number at one point below which none are made."""
 
-    correction_elements: int = 2**31
+    correction_elements: int = 2**27
     """Data that all draws of a grid may pass over: loops."""
 
     correction_rows: int = 2**12
