@@ -16,8 +16,7 @@ from torch import Tensor
 
 from pyro_laplace.inner.one_loop import OneLoop
 from pyro_laplace.inner.rows import values
-from pyro_laplace.nested.grid import Weighted
-from pyro_laplace.nested.surface import HyperSurface
+from pyro_laplace.nested.surface import HyperSurface, Weighted
 from pyro_laplace.settings import settings
 
 

@@ -10,9 +10,9 @@ from pyro_laplace.inner.one_loop import OneLoop, one_loop
 from pyro_laplace.inner.problem import InnerSolved
 from pyro_laplace.nested.correction import corrected
 from pyro_laplace.nested.design import by_weighted_draws
-from pyro_laplace.nested.grid import Weighted, on_grid, smoothing_kernel
+from pyro_laplace.nested.grid import on_grid
 from pyro_laplace.nested.guide import HyperPoint, OuterPosterior
-from pyro_laplace.nested.surface import HyperMode, HyperSurface
+from pyro_laplace.nested.surface import HyperMode, HyperSurface, Weighted, smoothing_kernel, tell_of_failed
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.dense import Dense
 
@@ -30,19 +30,21 @@ def by_laplace(surface: HyperSurface, mode: HyperMode) -> OuterPosterior:
     uniform = sobol.draw(settings.outer_points, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
     h = mode.place(torch.special.ndtri(uniform).to(mode.h))
     log_evidence = mode.value + 0.5 * size * math.log(2 * math.pi) + mode.log_volume
-    return _mixed(surface, _equally(surface, h, log_evidence), "laplace")
+    return _mixed(surface, _equally(surface, mode, h, log_evidence), "laplace")
 
 
 def by_draws(surface: HyperSurface, mode: HyperMode, draw: Callable[[], Tensor]) -> OuterPosterior:
     """At draws of the hyper sites' posterior, of equal weight; the evidence by bridge sampling from a Gaussian."""
     h = draw()
     even = torch.linspace(0, len(h) - 1, min(len(h), settings.outer_points)).round().long().unique()
-    return _mixed(surface, _equally(surface, h[even], _bridge(surface, h)), "nuts")
+    return _mixed(surface, _equally(surface, mode, h[even], _bridge(surface, h)), "nuts")
 
 
-def _equally(surface: HyperSurface, h: Tensor, log_evidence: float) -> Weighted:
+def _equally(surface: HyperSurface, mode: HyperMode, h: Tensor, log_evidence: float) -> Weighted:
     points = surface.at(h)
-    rows = points.value.isfinite().nonzero()[:, 0]
+    finite = points.value.isfinite()
+    tell_of_failed(surface, mode, [points], finite.double().log())
+    rows = finite.nonzero()[:, 0]
     weights = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device=h.device)
     kernel = smoothing_kernel(h[rows], weights)
     return Weighted([points], torch.zeros_like(rows), rows, weights, log_evidence, kernel)

@@ -1,16 +1,17 @@
-"""The hyper sites' posterior as a surface over their unconstrained coordinates, its mode, and its shape there.
+"""The hyper sites' posterior as a surface over their unconstrained coordinates, its mode and shape there, its points.
 
 Letters: b rows, q hyper coordinates.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from pyro_laplace._errors import NotAMode, UnsupportedProgram
+from pyro_laplace._errors import LaplaceWarning, NotAMode, UnsupportedProgram
 from pyro_laplace.inner.conditional import Conditional, parents_of
 from pyro_laplace.inner.problem import Inner, InnerSolved
 from pyro_laplace.inner.rows import prior_gradients, prior_values
@@ -121,6 +122,27 @@ class HyperMode:
     def log_volume(self) -> float:
         """``log |dh / dz|``."""
         return float(torch.linalg.slogdet(self.axes)[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """Points of the hyper sites' posterior.
+
+    Attributes:
+        points: where the surface was evaluated, in batches.
+        batch: which batch each one is of [points].
+        row: which row of it [points].
+        weights: summing to 1 [points].
+        log_evidence: log of the surface's integral.
+        kernel: covariance of what lies between a point and the next, in h [q, q].
+    """
+
+    points: list[Points]
+    batch: Tensor
+    row: Tensor
+    weights: Tensor
+    log_evidence: float
+    kernel: Tensor
 
 
 def find_hyper_mode(surface: HyperSurface) -> HyperMode:
@@ -235,3 +257,42 @@ def refuse_uninformed(surface: HyperSurface, mode: HyperMode) -> None:
             "same at all their values, and their posterior is their prior. Leave them out of hyper=, or have the "
             "program use them"
         )
+
+
+def tell_of_failed(surface: HyperSurface, mode: HyperMode, batches: Sequence[Points], log_w: Tensor) -> None:
+    """Warn of points without an inner mode that would weigh, each as much as the nearest one that has a mode does.
+
+    Args:
+        surface: log p(y, h).
+        mode: its mode, in whose axes points are near.
+        batches: the points.
+        log_w: logarithms of their weights, up to a constant [points].
+    """
+    failed = torch.cat([batch.marginal for batch in batches]) == -torch.inf
+    if not bool(failed.any()):
+        return
+    h = torch.cat([batch.h for batch in batches])
+    z = torch.linalg.solve(mode.axes, (h - mode.h).mT).mT
+    would = log_w.softmax(0)[~failed][torch.cdist(z[failed], z[~failed]).argmin(1)]
+    share = float(would.sum() / (1 + would.sum()))
+    if share <= settings.grid_lost:
+        return
+    of = surface.of
+    there = of.program.unpack(of.theta(of.start[0], h[failed][int(would.argmax())]))
+    values = ", ".join(f"{name} = {there[name].flatten()[:5].tolist()}" for name in of.hyper)
+    warnings.warn(
+        f"no mode of the inner sites {list(of.inner)[:5]} was found at {int(failed.sum())} of {len(h)} hyper points: "
+        f"up to {share:.1%} of the hyper sites' posterior is left out with them. That at {values} weighs most. Scale "
+        "the inner sites to be near 1, work in float64, or name in hyper= a further site on which they depend",
+        LaplaceWarning,
+        stacklevel=5,
+    )
+
+
+def smoothing_kernel(h: Tensor, weights: Tensor) -> Tensor:
+    """Silverman's kernel covariance ``k^2 S``, ``k = (4 / (n (q + 2)))^(1 / (q + 4))``, of weighted points h [n, q]."""
+    mean = weights @ h
+    covariance = ((h - mean) * weights.unsqueeze(-1)).mT @ (h - mean)
+    effective, size = 1 / weights.square().sum(), h.shape[1]
+    width = (4 / (float(effective) * (size + 2))) ** (1 / (size + 4))
+    return width**2 * covariance
