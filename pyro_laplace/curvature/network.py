@@ -1,13 +1,13 @@
 """Whether a program is a network, whose curvature is Gauss-Newton's: that of the program linear in its weights."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
-from pyro_laplace._autodiff import hessian, puller
+from pyro_laplace._autodiff import hessian, puller, push_forward, unit_rows
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace._typing import Theta
+from pyro_laplace._typing import Matrix, Theta
 from pyro_laplace.likelihood import likelihood_of
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
@@ -15,10 +15,12 @@ from pyro_laplace.settings import settings
 
 
 def is_network(program: Program, theta: Theta, chunk: Chunk, among: Collection[str] | None = None) -> bool:
-    """Whether a predictor of the data has a mixed second derivative between two sites that are no single numbers.
+    """Whether single predictors of the data multiply several weights of one site with several of another.
 
-    A product of two such sites is what makes a layer upon a layer; a scale times a vector, or a kernel's length, is
-    not. Measured in the units in which each coordinate moves the predictors by one, at random weights of these.
+    That is what makes a layer upon a layer: a mixed second derivative between two sites, with several entries of
+    either. A scale times a vector, or a kernel's length, is not; nor is ``a[item] * theta[person]``, where an index
+    picks one entry of either for each datum. Measured in the units in which each coordinate moves the predictors by
+    one, at random weights of these.
 
     Args:
         program: the traced program, of few coordinates.
@@ -51,5 +53,38 @@ def is_network(program: Program, theta: Theta, chunk: Chunk, among: Collection[s
         size = torch.stack([pull(row) for row in weights]).square().mean(0).sqrt()
         size = size.clamp(min=settings.network_unmoved * float(size.max()))
         mixed = hessian(lambda at: weights[0] @ predictors(at), theta).abs() / size / size.unsqueeze(-1)
-    pairs = [mixed[one, other] for k, one in enumerate(sites) for other in sites[:k]]
-    return any(bool((pair > settings.network_mixed).any()) for pair in pairs)
+        pairs = [(one, other) for k, one in enumerate(sites) for other in sites[:k]]
+        pairs = [pair for pair in pairs if bool((mixed[pair] > settings.network_mixed).any())]
+        return any(_multiplies(predictors, theta, size, mixed, pair) for pair in pairs)
+
+
+def _multiplies(
+    predictors: Callable[[Theta], Tensor], theta: Theta, size: Theta, mixed: Matrix, pair: tuple[slice, slice]
+) -> bool:
+    """Whether one predictor alone has mixed derivatives in several entries of both sites.
+
+    It is asked of those with the largest derivative where the sum over predictors has its largest: where a datum picks
+    entries by an index, most predictors have none there.
+
+    Args:
+        predictors: of theta.
+        theta: the point.
+        size: units of its coordinates [params].
+        mixed: second derivatives of a sum over predictors, in these units.
+        pair: coordinates of the two sites.
+
+    Returns:
+        whether one does.
+    """
+    one, other = pair
+    place = int(mixed[pair].argmax())
+    rows = unit_rows(0, len(theta), len(theta), theta)
+    columns = mixed[pair].shape[1]
+    first, second = rows[one.start + place // columns], rows[other.start + place % columns]
+    along = push_forward(lambda at: push_forward(predictors, at, second)[1], theta, first)[1].abs()
+    for number in along.topk(min(settings.network_probes, len(along))).indices.tolist():
+        own = hessian(lambda at, number=number: predictors(at)[number], theta).abs() / size / size.unsqueeze(-1)
+        entries = own[pair] > settings.network_mixed * own[pair].max()
+        if int(entries.any(1).sum()) > 1 and int(entries.any(0).sum()) > 1:
+            return True
+    return False

@@ -15,7 +15,6 @@ from pyro_laplace._compat.pyro import site_is_deterministic, site_is_factor, sit
 from pyro_laplace._errors import InvalidOption, UnsupportedProgram
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import Batch, Data
-from pyro_laplace.diagnostics.ellipses import Ellipse, Triangular
 from pyro_laplace.draws.vectorize import over_rows
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
@@ -24,6 +23,8 @@ from pyro_laplace.posterior.own import observed_of, own_params
 from pyro_laplace.program.module_state import modules_kept
 from pyro_laplace.program.program import Program
 from pyro_laplace.program.sites import unpack
+from pyro_laplace.proposals.blend import Blend, Parts
+from pyro_laplace.proposals.ellipses import Ellipse, Triangular
 from pyro_laplace.settings import settings
 
 
@@ -91,8 +92,7 @@ def draw_from(guide: Any, program: Program, data: Data, num_samples: int) -> Dra
     if isinstance(guide, AutoLaplace | LaplaceMixture):
         with torch.no_grad():
             theta = guide.sample_theta(num_samples)
-            random = theta[:, guide.index] if isinstance(guide, AutoLaplace) else theta
-            return Drawn(theta, guide.get_posterior().log_prob(random).double())
+            return Drawn(theta, Blend(around(guide, program, data)).log_prob(theta))
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None and not list(guide.children()):
         raise InvalidOption(f"this {type(guide).__name__} has never been run: train it first")
     return _of_any(guide, program, data.first(), num_samples)
@@ -159,7 +159,7 @@ def log_prior_of_held(guide: Any, loop: Loop) -> float:
     return float(whole) - guide.prior.log_density_of_free
 
 
-def around(guide: Any, program: Program, data: Data) -> list[tuple[float, Ellipse]]:
+def around(guide: Any, program: Program, data: Data) -> Parts:
     """The Gaussians that a posterior is made of; of a guide that is not ours, the one with the moments of its draws.
 
     Args:

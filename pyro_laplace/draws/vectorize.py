@@ -108,10 +108,11 @@ def _as_tuples(shapes: Mapping[str, torch.Size]) -> dict[str, tuple[int, ...]]:
 
 
 class _EmptyPerRow(TorchFunctionMode):
-    """Makes uninitialised tensors anew for each row of a vectorised pass.
+    """Makes uninitialised tensors anew for each row of a vectorised pass, and binomial counts each row's own.
 
     Distributions fill such a tensor with random numbers in place (`torch.distributions.Normal.rsample` does), which
-    `torch.func.vmap` refuses where all rows share it.
+    `torch.func.vmap` refuses where all rows share it. Of `torch.binomial` it asks that all arguments have the rows: it
+    resizes what has none, and warns.
 
     Args:
         marker: any tensor that differs from row to row.
@@ -123,6 +124,8 @@ class _EmptyPerRow(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation; if its result is uninitialised, give it the rows."""
+        if func is torch.binomial:
+            args = [each + self.marker.to(each) if isinstance(each, Tensor) else each for each in args]
         result = func(*args, **(kwargs or {}))
         uninitialised = func in _EMPTY or (func is Tensor.new and isinstance(args[-1], int | torch.Size))
         return result + self.marker.to(result) if uninitialised else result

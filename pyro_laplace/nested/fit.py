@@ -51,7 +51,9 @@ def fit_nested_laplace(
             data's dispersion; the guide's `reasons` and the log say which, and why.
         outer: "grid" (along the curvature's axes, as wide as the posterior is skewed; over more than
             `settings.grid_coordinates` coordinates, weighted quasi-random points), "laplace" (a Gaussian around the
-            mode in unconstrained coordinates) or "nuts" (draws by `fit_nuts` from `laplace_marginal`).
+            mode in unconstrained coordinates) or "nuts" (draws by `fit_nuts` from `laplace_marginal`:
+            `settings.outer_draws` of them after `settings.outer_warmup`, 1,000 and 300 unless set, as by
+            ``with pl.settings.using(outer_draws=400)``).
         structure: of the inner precision, as in `laplace_marginal`.
         curvature: of the log likelihood, as in `laplace_marginal`.
         progress: whether to show a progress bar.
@@ -61,7 +63,8 @@ def fit_nested_laplace(
 
     Raises:
         InvalidOption: for an unknown option, a pattern that matches no site or patterns that match all, or "auto" where
-            no site is one; or for `outer="nuts"` of an inner problem without gradients.
+            no site is one; or for `outer="nuts"` of an inner problem without gradients, or of fewer draws than tell a
+            covariance.
         UnsupportedProgram: if the program has no Laplace approximation, a hyper site's prior depends on a site that is
             integrated out, or the data say nothing of a hyper site, naming it.
         NotAMode: if the inner problem has no mode, or the hyper sites' posterior none, naming the sites.
@@ -112,4 +115,12 @@ def _drawn(begun: Nesting, mode: HyperMode, progress: bool) -> Tensor:
     )
     draws = mcmc.get_samples()
     rows = [torch.stack([of.program.latents[n].unconstrain(v) for v in draws[n]]) for n in of.hyper]
-    return torch.cat(rows, -1).double()
+    found = torch.cat(rows, -1).double()
+    moved, size = len(found[::2].unique(dim=0)), found.shape[1]
+    if moved <= size:
+        raise InvalidOption(
+            f"outer='nuts': half of {settings.outer_draws} draws after {settings.outer_warmup} are {moved} distinct "
+            f"points of {list(of.hyper)}, too few for a covariance in {size} coordinates. Take more: "
+            "pl.settings.using(outer_draws=1000, outer_warmup=300)"
+        )
+    return found

@@ -130,6 +130,16 @@ class Reports:
     least_share: float = 1e-3
     """Share of the weight below which a part of a mixture is dropped as moments are matched."""
 
+    expanded_ellipses: int = 10
+    """Parts of a mixture from which on their squared distances are one product of matrices, and not each by itself.
+
+    Measured, `diagnose` of nested posteriors, one thread: 503 parts in 70 coordinates 139 s alone and 11 s together,
+    507 parts in 40 coordinates 66 s and 8 s, 29 parts in 73 coordinates 13 s and 5 s.
+    """
+
+    expanded_error: float = 1e-8
+    """Rounding of such a squared distance up to which its terms may cancel: a hundred millionth of a nat."""
+
     plot_classes: int = 20
     """Integer labels up to which a calibration figure takes 0, 1, ... for classes."""
 

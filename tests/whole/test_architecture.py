@@ -48,6 +48,7 @@ LAYERS = [
     "inference",
     "inner",
     "nested",
+    "proposals",
     "diagnostics",
     "report",
     "plots",

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pyro.distributions import MultivariateStudentT
 
-from pyro_laplace.diagnostics.ellipses import Blend, Ellipse, Scaled, Triangular
+from pyro_laplace.proposals.blend import Blend
+from pyro_laplace.proposals.ellipses import Ellipse, Scaled, Triangular
 
 THETA = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
 INDEX = torch.tensor([0, 2, 3])

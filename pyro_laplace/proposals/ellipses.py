@@ -1,9 +1,8 @@
-"""Elliptical densities of theta to draw from, and mixtures of them whose tails are heavier than a posterior's."""
+"""Elliptical densities of theta to draw from, whose tails may be heavier than a posterior's."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -97,17 +96,36 @@ class Ellipse:
 
     def log_prob(self, theta: Tensor) -> Tensor:
         """Log density of the free coordinates [draws]; minus infinity where the held ones are others."""
-        deviation = theta - self.theta
-        squares = self.precision.whiten(deviation[:, self.index].double()).square().sum(-1)
-        size, log_det = len(self.index), float(self.precision.log_det())
+        return torch.where(self.holds(theta), self.log_density_at(self.squares(theta)), -math.inf)
+
+    def squares(self, theta: Tensor) -> Tensor:
+        """Squared distances of draws from the centre, in the ellipse's own units [draws]."""
+        return self.precision.whiten((theta - self.theta)[:, self.index].double()).square().sum(-1)
+
+    def log_density_at(self, squares: Tensor) -> Tensor:
+        """Log density of the free coordinates, where such squared distances from the centre are."""
+        size, log_det = len(self.index), self._log_det
         if self.df < math.inf:
             half = (self.df + size) / 2
             constant = math.lgamma(half) - math.lgamma(self.df / 2) - 0.5 * size * math.log(self.df * math.pi)
-            log_p = constant + 0.5 * log_det - half * (squares / self.df).log1p()
-        else:
-            log_p = 0.5 * (log_det - squares - size * math.log(2 * math.pi))
-        held = deviation.index_fill(1, self.index, 0.0)
-        return torch.where((held == 0).all(-1), log_p, -math.inf)
+            return constant + 0.5 * log_det - half * (squares / self.df).log1p()
+        return 0.5 * (log_det - squares - size * math.log(2 * math.pi))
+
+    def holds(self, theta: Tensor) -> Tensor:
+        """Whether the held coordinates of draws are the ellipse's own [draws]."""
+        if len(self.index) == len(self.theta):
+            return torch.ones(len(theta), dtype=torch.bool, device=theta.device)
+        return ((theta - self.theta).index_fill(1, self.index, 0.0) == 0).all(-1)
+
+    @cached_property
+    def root(self) -> Matrix:
+        """R [free, free], in float64: ``R d`` is what `precision.whiten` makes of a deviation d."""
+        eye = torch.eye(len(self.index), dtype=torch.float64, device=self.theta.device)
+        return self.precision.whiten(eye).mT
+
+    @cached_property
+    def _log_det(self) -> float:
+        return float(self.precision.log_det())
 
     def heavy(self) -> "Ellipse":
         """The same with heavier tails."""
@@ -132,67 +150,17 @@ class Ellipse:
         variance = weight @ centred.square()
         if not bool((variance > 0).all()):
             return self
-        centre = self.theta.index_copy(0, self.index, mean.to(self.theta))
         if float(1 / weight.square().sum()) >= settings.match_draws * len(self.index):
             covariance = (weight.unsqueeze(-1) * centred).mT @ centred
             scale_tril, info = torch.linalg.cholesky_ex(covariance)
             if not int(info):
-                return Ellipse(centre, self.index, Triangular(scale_tril), self.df)
+                return Ellipse(self._moved(mean), self.index, Triangular(scale_tril), self.df)
+        return self.stretched(mean, variance)
+
+    def stretched(self, mean: Tensor, variance: Tensor) -> "Ellipse":
+        """The same with other means and marginal variances of the free coordinates [free]."""
         factor = (variance / self.precision.variance().double()).sqrt()
-        return Ellipse(centre, self.index, Scaled(self.precision, factor), self.df)
+        return Ellipse(self._moved(mean), self.index, Scaled(self.precision, factor), self.df)
 
-
-type Parts = Sequence[tuple[float, Ellipse]]
-"""Ellipses, each with its share."""
-
-
-@dataclass(frozen=True, eq=False)
-class Blend:
-    """Ellipses with shares: ``q = sum_k s_k q_k``, drawn from in exactly these proportions.
-
-    Veach and Guibas 1995, "Optimally combining sampling techniques": every draw is weighed by the whole mixture,
-    whichever part it came from (the balance heuristic).
-
-    Attributes:
-        parts: share and ellipse; the shares sum to one.
-    """
-
-    parts: Parts
-
-    def draw(self, num_samples: int) -> Tensor:
-        """Draws of all of theta [draws, params], one part after the other."""
-        bounds = [round(num_samples * share) for share in accumulate((share for share, _ in self.parts), initial=0.0)]
-        counts = [stop - start for start, stop in pairwise(bounds)]
-        return torch.cat([each.draw(count) for count, (_, each) in zip(counts, self.parts, strict=True)])
-
-    def log_terms(self, theta: Tensor) -> Tensor:
-        """``log s_k q_k`` [parts, draws]."""
-        return torch.stack([math.log(share) + each.log_prob(theta) for share, each in self.parts])
-
-    def log_prob(self, theta: Tensor) -> Tensor:
-        """Log density of the mixture [draws]."""
-        return self.log_terms(theta).logsumexp(0)
-
-    def matched(self, theta: Tensor, weight: Tensor) -> "Blend":
-        """Each part fitted to its share of weighted draws.
-
-        Cappe et al. 2008, "Adaptive importance sampling in general mixture classes".
-
-        Args:
-            theta: draws [draws, params].
-            weight: of each, which sum to one [draws].
-
-        Returns:
-            the mixture; parts without draws are left out.
-        """
-        own = weight * self.log_terms(theta).softmax(0).nan_to_num()
-        shares = own.sum(1)
-        parts = zip(shares, own, self.parts, strict=True)
-        kept = [(s, each.matched(theta, w / s)) for s, w, (_, each) in parts if float(s) > settings.least_share]
-        total = float(sum(share for share, _ in kept))
-        return Blend([(float(share) / total, each) for share, each in kept]) if kept else self
-
-    def joined(self, other: "Blend", share: float) -> "Blend":
-        """A mixture of two, with a share of the other."""
-        own = [(each_share * (1 - share), each) for each_share, each in self.parts]
-        return Blend([*own, *((each_share * share, each) for each_share, each in other.parts)])
+    def _moved(self, mean: Tensor) -> Tensor:
+        return self.theta.index_copy(0, self.index, mean.to(self.theta))

@@ -1,0 +1,123 @@
+"""What is called a network: layers upon layers are, entries of two sites that an index pairs are not."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_laplace as pl
+from pyro_laplace.capture.loop import Loop
+from pyro_laplace.curvature.network import is_network
+from pyro_laplace.data import as_data
+from pyro_laplace.program.program import Program
+
+
+@pytest.fixture(autouse=True)
+def double(float64):
+    """Everything is in double precision."""
+    torch.manual_seed(0)
+
+
+def called_a_network(model, data) -> bool:
+    data = as_data(data)
+    program = Program.trace(model, data)
+    return is_network(program, program.start, Loop(program, data).few_rows())
+
+
+def weights(name, *shape):
+    """A site of its own, outside plates."""
+    return pyro.sample(name, dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape)))
+
+
+def hidden_layer(x, y=None):
+    """Each hidden unit has one weight before it and one behind it: pairs, but all of them in every datum."""
+    f = torch.tanh(x @ weights("w1", 1, 8) + weights("b1", 8)) @ weights("w2", 8, 1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(f.squeeze(-1), 0.1), obs=y)
+
+
+def vectors_of_weights(x, y=None):
+    f = (torch.tanh(x * weights("w1", 8) + weights("b1", 8)) * weights("w2", 8)).sum(-1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(f, 0.1), obs=y)
+
+
+def rectified_units(x, y=None):
+    """At a datum some of them are dead."""
+    f = torch.relu(x @ weights("w1", 1, 3) + weights("b1", 3)) @ weights("w2", 3, 1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(f.squeeze(-1), 0.1), obs=y)
+
+
+X = torch.linspace(-1.0, 1.0, 20, dtype=torch.float64).unsqueeze(-1)
+
+
+@pytest.mark.parametrize("model", [hidden_layer, vectors_of_weights, rectified_units])
+def test_networks_by_hand(model):
+    assert called_a_network(model, (X, X[:, 0].sin()))
+
+
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        (torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)), torch.randn(30, 2)),
+        (
+            torch.nn.Sequential(torch.nn.Conv1d(1, 2, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(12, 3)),
+            torch.randn(20, 1, 8),
+        ),
+    ],
+)
+def test_modules(net, x):
+    model = pl.bayesianize(net.double(), prior=pl.nn.Isotropic(1.0), likelihood=pl.nn.Classification())
+    assert called_a_network(model, (x.double(), torch.arange(len(x)) % 3))
+
+
+PERSON, ITEM = (each.flatten() for each in torch.meshgrid(torch.arange(12), torch.arange(5), indexing="ij"))
+
+
+def two_parameters(person, item, y=None):
+    with pyro.plate("persons", 12):
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("items", 5):
+        a, b = pyro.sample("a", dist.LogNormal(0.0, 0.5)), pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(person)):
+        pyro.sample("y", dist.Bernoulli(logits=a[item] * (theta[person] - b[item])), obs=y)
+
+
+def pairs_of_persons(person, item, y=None):
+    """One weight of an item with two persons'."""
+    with pyro.plate("persons", 12):
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("items", 5):
+        a = pyro.sample("a", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", len(person)):
+        pyro.sample("y", dist.Bernoulli(logits=a[item] * (theta[person] - theta[(person + 1) % 12])), obs=y)
+
+
+def additive(person, item, y=None):
+    with pyro.plate("persons", 12):
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("items", 5):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(person)):
+        pyro.sample("y", dist.Bernoulli(logits=theta[person] - b[item]), obs=y)
+
+
+def noise_of_groups(person, item, y=None):
+    """A product in the scale of the data, of entries that an index picks."""
+    with pyro.plate("persons", 12):
+        theta, spread = pyro.sample("theta", dist.Normal(0.0, 1.0)), pyro.sample("spread", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("items", 5):
+        a = pyro.sample("a", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", len(person)):
+        pyro.sample("y", dist.Normal(a[item] * theta[person], spread[person] * a[item]), obs=y)
+
+
+@pytest.mark.parametrize("model", [two_parameters, pairs_of_persons, additive, noise_of_groups])
+def test_what_an_index_pairs_is_no_network(model):
+    assert not called_a_network(model, (PERSON, ITEM, (PERSON + ITEM) % 2 * 1.0))
+
+
+def test_a_discrimination_times_an_ability_has_exact_hessians():
+    y = torch.bernoulli((PERSON - 6.0 - ITEM + 2.0).mul(0.5).sigmoid())
+    assert pl.fit_laplace(two_parameters, (PERSON, ITEM, y), progress=False).curvature == "hessian"
