@@ -64,7 +64,13 @@ def crossed(row, column, y):
 
 
 def test_crossed_effects_are_as_with_a_dense_hessian(monkeypatch):
-    for name, value in {"grid_step": 0.8, "grid_drop": 2.0, "grid_drop_line": 2.0, "grid_fewest": 1, "correction_most": 1}.items():
+    for name, value in {
+        "grid_step": 0.8,
+        "grid_drop": 2.0,
+        "grid_drop_line": 2.0,
+        "grid_fewest": 1,
+        "correction_most": 1,
+    }.items():
         monkeypatch.setattr(settings, name, value)
     row, column = torch.arange(60) % 12, torch.arange(60) // 12
     y = torch.poisson(torch.rand(60) * 3)
