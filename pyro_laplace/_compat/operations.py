@@ -1,7 +1,6 @@
 """What is known of torch's operations below autograd, `torch.ops.aten`, as a `DispatchMode` sees them."""
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,6 +25,34 @@ BY_ONE = {PRODUCT, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar, POWER}
 """What gives its first argument if the second is one."""
 
 
+OF_DTYPES = {
+    _aten.result_type.Tensor,
+    _aten.result_type.Scalar,
+    _aten.result_type.Scalar_Tensor,
+    _aten.can_cast.default,
+}
+"""What looks at dtypes and shapes alone, and gives no tensor."""
+
+
+def follows_values(operation: Any, arguments: Iterable[Any]) -> bool:
+    """Whether the shape of an operation's result is that of values, as those of a mask, or the result is random.
+
+    Args:
+        operation: as a `DispatchMode` sees it.
+        arguments: leaves of what it is called with.
+
+    Returns:
+        whether; an index of whole numbers gives a shape that is known.
+    """
+    tags = getattr(operation, "tags", ())
+    if torch.Tag.nondeterministic_seeded in tags:
+        return True
+    if torch.Tag.dynamic_output_shape not in tags:
+        return False
+    masks = any(isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8) for each in arguments)
+    return masks or operation is not _aten.index.Tensor
+
+
 def writes(operation: Any) -> bool:
     """Whether an operation, as a `DispatchMode` sees it, changes one of its arguments."""
     schema = getattr(operation, "_schema", None)
@@ -37,31 +64,18 @@ _UNARY = (
     *("sign", "lgamma", "digamma", "erf", "isfinite", "isnan", "logical_not", "square"),
 )
 _BINARY = (
-    "mul",
-    "div",
-    "pow",
-    "add",
-    "sub",
-    "mm",
-    "mv",
-    "bmm",
-    "dot",
-    "maximum",
-    "minimum",
-    "eq",
-    "gt",
-    "lt",
-    "ge",
-    "le",
+    *("mul", "div", "pow", "add", "sub", "mm", "mv", "bmm", "dot", "maximum", "minimum"),
+    *("eq", "gt", "lt", "ge", "le"),
 )
 _SHAPES = ("sum", "cat", "stack", "select", "unsqueeze", "squeeze", "transpose", "t", "permute", "diagonal", "where")
 
 
-@cache
 def direct_call(operation: Any) -> Callable[..., Any]:
     """What does the same as an operation that a `DispatchMode` sees, called in half of the time."""
     packet = getattr(operation, "overloadpacket", None)
-    name, overload = ("", "") if packet is None else (packet.__name__, operation._overloadname)
+    if packet is None:
+        return operation
+    name, overload = packet.__name__, operation._overloadname
     if name in _UNARY + _BINARY + _SHAPES and (overload != "Scalar" or name in ("mul", "div", "pow")):
         return getattr(torch, name)
     return {"view": Tensor.view, "expand": Tensor.expand}.get(name, operation)

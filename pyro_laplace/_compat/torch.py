@@ -15,6 +15,7 @@ from torch.backends import cuda as attention
 from torch.backends import mha, mkldnn
 from torch.distributions import Distribution, gamma
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
@@ -28,6 +29,27 @@ class DispatchMode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # torch would load its compiler, to shut it out
+
+
+class NoNumbers(TorchFunctionMode):
+    """Inside, what takes numbers out of tensors unseen by a `DispatchMode` is refused.
+
+    Args:
+        refuse: gets the name of what takes them; it may raise.
+    """
+
+    def __init__(self, refuse: Callable[[str], None]) -> None:
+        super().__init__()
+        self.refuse = refuse
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function; first, if it is one of these, tell of it."""
+        if func in _TAKES_NUMBERS:
+            self.refuse(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+_TAKES_NUMBERS = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__repr__, Tensor.__format__}
 
 
 class ByIdentity(WeakIdKeyDictionary):

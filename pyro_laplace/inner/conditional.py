@@ -19,6 +19,7 @@ from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program, add_up, sum_log_lik
 from pyro_laplace.program.run import Run
 from pyro_laplace.program.sites import coordinates_of
+from pyro_laplace.settings import settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +178,11 @@ def refuse_inner_parents(program: Program, hyper: tuple[str, ...], chunk: Chunk)
             )
 
 
+def tamed(theta: Theta) -> Theta:
+    """The nearest point whose coordinates are near the origin of unconstrained space, however wide the priors are."""
+    return theta.clamp(-settings.tame, settings.tame)
+
+
 def parents_of(program: Program, names: Iterable[str], chunk: Chunk) -> dict[str, list[str]]:
     """The latent sites that the priors of some sites depend on, by autograd.
 
@@ -202,11 +208,11 @@ def run_of_leaves(program: Program, theta: Theta, chunk: Chunk) -> tuple[Run, di
         chunk: some data.
 
     Returns:
-        the run, and site name to its coordinates, the leaf.
+        the run, with all values of its discrete sites, and site name to its coordinates, the leaf.
     """
     leaves = {n: theta[latent.slice].detach().clone().requires_grad_() for n, latent in program.latents.items()}
     values = {name: latent.constrain(leaves[name]) for name, latent in program.latents.items()}
-    return program.run_at(values, chunk), leaves
+    return program.run_of_discrete(values, chunk), leaves
 
 
 def _dependencies(log_p: Tensor, leaves: dict[str, Tensor], own: str) -> list[str]:

@@ -5,7 +5,7 @@ Letters: b rows, i inner coordinates, q hyper coordinates.
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -69,31 +69,31 @@ class DenseSolved(InnerSolved):
     def __init__(self, of: Conditional, h: Tensor, modes: Modes, value: Tensor | None = None) -> None:
         self.of, self.h, self.x, self.modes = of, h, modes.x, modes
         self.value = log_marginal_of(modes) if value is None else value
-        self._slopes: Slopes | None = None
 
-    @property
+    @cached_property
     def slopes(self) -> Slopes:
-        """Derivatives at the modes, made once."""
-        if self._slopes is None:
-            seeds = torch.eye(self.x.shape[1]).to(self.x)
-            self._slopes = slopes_of(self.of, self.x, self.h, seeds, self.modes.inverse())
-        return self._slopes
+        """Derivatives at the modes."""
+        return slopes_of(self.of, self.x, self.h, torch.eye(self.x.shape[1]).to(self.x), self.modes.inverse())
+
+    @cached_property
+    def _solved(self) -> Tensor:
+        """H^-1 of ``d log det H / dx`` and of ``d^2 log p / dh dx``, all rows at once [b, 1 + q, i]."""
+        return self.modes.solve(torch.cat([self.slopes.log_det_x.unsqueeze(1), self.slopes.mixed], 1))
 
     def gradient(self) -> Tensor:
         """``d log p / dh - 1/2 (d log det H / dh + (dx* / dh)' d log det H / dx)``."""
         found = self.slopes
-        moved = self.modes.solve(found.log_det_x.unsqueeze(1))  # H^-1 d log det H / dx
-        along = (found.mixed * moved).sum(-1)
+        along = (found.mixed * self._solved[:, :1]).sum(-1)
         gradient = found.log_joint_h - 0.5 * (found.log_det_h + along)
         return torch.where(self.value.isfinite().unsqueeze(-1), gradient, 0.0)
 
     def response(self, row: int) -> Tensor:
         """``H^-1 d^2 log p / dx dh``."""
-        return self.modes.solve(self.slopes.mixed)[row].mT
+        return self._solved[row, 1:].mT
 
     def shift(self, row: int) -> Tensor:
         """``-1/2 H^-1 d log det H / dx``: where the density falls slower on one side, the mean lies on that side."""
-        return -0.5 * self.modes.solve(self.slopes.log_det_x.unsqueeze(1))[row, 0]
+        return -0.5 * self._solved[row, 0]
 
     def block(self, row: int) -> Block:
         """H."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace.settings import settings
 
 
@@ -104,7 +105,7 @@ def search_rows(expand: Expand, x: Tensor, h: Tensor, eps: float, steps: int | N
     active = at.value.isfinite()
     factors, scales = torch.eye(size).to(x).repeat(count, 1, 1), torch.ones_like(x)
     found = torch.zeros(count, dtype=torch.bool, device=x.device)
-    for number in range(settings.inner_steps if steps is None else steps):
+    for _ in range(settings.inner_steps if steps is None else steps):
         rows = active.nonzero()[:, 0]
         if not len(rows):
             break
@@ -113,7 +114,7 @@ def search_rows(expand: Expand, x: Tensor, h: Tensor, eps: float, steps: int | N
         plain = (damping[rows] == 0) & positive
         factors[rows], scales[rows] = factor, scale
         end = plain & (decrement <= eps**0.5)
-        stalled = plain & (decrement <= settings.inner_decrement) & (decrement >= 0.5 * best[rows]) & (number > 0)
+        stalled = plain & (decrement <= settings.inner_decrement) & (decrement >= 0.5 * best[rows])
         best[rows] = torch.where(plain, decrement.minimum(best[rows]), best[rows])
         found[rows] |= end | stalled
         active[rows] &= ~(end | stalled) & (damping[rows] < settings.newton_damping)
@@ -154,6 +155,15 @@ def factored(matrices: Tensor, gradients: Tensor, damping: Tensor) -> tuple[Tens
     return scale, factor, info == 0, -step[..., 0] / scale
 
 
+def _eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors; those of the identity where entries are so far apart that there are none."""
+    try:
+        return torch.linalg.eigh(matrices)
+    except LinAlgError:
+        eye = torch.eye(matrices.shape[-1]).to(matrices).expand_as(matrices)
+        return torch.ones_like(matrices[..., 0]), eye
+
+
 def _unit_free(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """D, and ``D^-1 H D^-1``, whose diagonal is one."""
     matrices = torch.nan_to_num(matrices, nan=0.0, posinf=0.0, neginf=0.0)
@@ -174,7 +184,7 @@ def _stepped(matrices: Tensor, gradients: Tensor, damping: Tensor) -> tuple[Tens
     scale, factor, positive, step = factored(matrices, gradients, damping)
     bad = (~positive).nonzero()[:, 0]
     if len(bad):
-        values, vectors = torch.linalg.eigh(_unit_free(matrices[bad])[1])
+        values, vectors = _eigen(_unit_free(matrices[bad])[1])
         floor = settings.inner_floor * values.abs().amax(-1, keepdim=True)
         metric = torch.maximum(values.abs(), floor.clamp(min=1e-300)) + damping[bad].unsqueeze(-1)
         along = vectors.mT @ (gradients[bad] / scale[bad]).unsqueeze(-1)

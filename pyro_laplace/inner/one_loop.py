@@ -48,7 +48,8 @@ def one_loop(of: Conditional, solved: InnerSolved, row: int) -> OneLoop:
         row: which of them.
 
     Returns:
-        the changes; none of many coordinates, or where the series does not hold.
+        the changes; none of many coordinates, or where the effective action has no curvature of a minimum. A long step
+        is not taken, being to where the series does not hold, and the sds are then those at the mean.
     """
     mean = solved.mean(row)
     size, nothing = len(mean), OneLoop.none(mean)

@@ -42,15 +42,15 @@ def for_single_points(inner: Inner) -> Inner:
         at_mode = recorded_if_same(lambda at: _with_slope(of, at), points, of.eps)
         if step is None or at_mode is None:
             return inner
-        gaussian = all(_one_step_does(step, at, of.eps) for at in points)
+        gaussian = bool(_unless_singular(lambda: all(_one_step_does(step, at, of.eps) for at in points)))
     return SingleInner(inner, step, at_mode, gaussian)
 
 
 def _one_step_does(step: Recorded, at: Tensor, eps: float) -> bool:
     """Whether Newton's step from a point is to the mode: the density is Gaussian."""
     moved = step(at)[1]
-    decrement = step(torch.cat([moved, at[len(moved) :]]))[0][1]
-    return bool(decrement <= eps**0.5)
+    _, decrement, positive = step(torch.cat([moved, at[len(moved) :]]))[0].tolist()
+    return bool(positive) and decrement <= eps**0.5
 
 
 class SingleInner(Inner):

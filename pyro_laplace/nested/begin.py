@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from pyro_laplace._errors import InvalidOption, LaplaceWarning, NotAMode, check_option
+from pyro_laplace._typing import Theta
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.curvature.network import is_network
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import Data
-from pyro_laplace.inner.conditional import Conditional, chosen_sites, refuse_inner_parents
+from pyro_laplace.inner.conditional import Conditional, chosen_sites, refuse_inner_parents, tamed
 from pyro_laplace.inner.dense import DenseInner
 from pyro_laplace.inner.problem import Inner
 from pyro_laplace.inner.searched import SearchedInner
@@ -155,13 +156,23 @@ def _with_mode(of: Conditional, inner: Inner) -> tuple[Conditional, Inner]:
     """The inner problem with a first mode in its memory, at the program's start or at a draw of the hyper sites."""
     if _solves(inner):
         return of, inner
+    near = tamed(of.program.start)  # under a wide prior the start may be far from all, and draws are no nearer
+    if found := _begun_at(of, inner, [near]):
+        return found
     error = _no_mode(of)
-    if of.loop.data.one_batch and not isinstance(error, Collapse):
-        for theta in other_starts(of.loop, of.program.start):
-            moved = replace(of, loop=of.loop.at(theta, {}))
-            if _solves(other := inner.moved(moved)):
-                return moved, other
+    drawn = of.loop.data.one_batch and not isinstance(error, Collapse)
+    if drawn and (found := _begun_at(of, inner, other_starts(of.loop, of.program.start))):
+        return found
     raise error
+
+
+def _begun_at(of: Conditional, inner: Inner, starts: Iterable[Theta]) -> tuple[Conditional, Inner] | None:
+    """The problem from the first of some points that leads to a mode."""
+    for theta in starts:
+        moved = replace(of, loop=of.loop.at(theta, {}))
+        if _solves(other := inner.moved(moved)):
+            return moved, other
+    return None
 
 
 def _solves(inner: Inner) -> bool:

@@ -35,7 +35,8 @@ def corrected(surface: HyperSurface, found: Weighted, loops: Sequence[OneLoop]) 
         the points, with the weights and the evidence corrected, or as they were.
     """
     size, count = surface.of.inner_index.numel(), _draws_at_each(surface, len(found.weights))
-    if not size or not surface.inner.differentiable or count < settings.correction_fewest:
+    known = 0 < size <= torch.quasirandom.SobolEngine.MAXDIM  # of more sites so few draws say nothing
+    if not known or not surface.inner.differentiable or count < settings.correction_fewest:
         return found
     draws = _Draws(surface, loops, _antithetic(count, size).to(found.weights))
     best = int(found.weights.argmax())
@@ -66,7 +67,7 @@ def _antithetic(count: int, size: int) -> Tensor:
     """White noise [s, i] in two independent halves, quasi-random, each with every draw's opposite."""
     halves = []
     for seed in range(2):
-        sobol = torch.quasirandom.SobolEngine(min(size, torch.quasirandom.SobolEngine.MAXDIM), scramble=True, seed=seed)
+        sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed)
         uniform = sobol.draw(count // 4, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
         white = torch.special.ndtri(uniform)
         halves += [white, -white]

@@ -8,11 +8,12 @@ sampling"); of them, few enough are kept that the inner approximations at them a
 
 import math
 import warnings
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from pyro_laplace._errors import LaplaceWarning
+from pyro_laplace._errors import LaplaceWarning, NotAMode
 from pyro_laplace.nested.skewed import Skewed, correlation_root, fitted_to
 from pyro_laplace.nested.surface import HyperMode, HyperSurface, Weighted, smoothing_kernel, tell_of_failed
 from pyro_laplace.settings import settings
@@ -34,6 +35,8 @@ def by_weighted_draws(surface: HyperSurface, mode: HyperMode) -> Weighted:
     while True:
         h = torch.cat([batch.h for batch in batches])
         value = torch.cat([batch.value for batch in batches])
+        if not bool(value.isfinite().any()):
+            _refuse_nowhere(surface, len(value))
         # of all proposals so far, whichever drew
         log_q = torch.stack([each.log_density(h) for each in proposals]).logsumexp(0) - math.log(len(proposals))
         log_w = value - log_q
@@ -53,6 +56,13 @@ def by_weighted_draws(surface: HyperSurface, mode: HyperMode) -> Weighted:
     chosen_there = chosen.cpu()
     kernel = smoothing_kernel(h[chosen], kept)
     return Weighted(batches, batch[chosen_there], row[chosen_there], kept, log_evidence, kernel)
+
+
+def _refuse_nowhere(surface: HyperSurface, count: int) -> NoReturn:
+    raise NotAMode(
+        f"no mode of the inner sites {list(surface.of.inner)[:5]} was found at any of {count:,} points around the mode "
+        f"of the hyper sites {list(surface.of.hyper)}: name fewer or other hyper sites, hyper=[...], or work in float64"
+    )
 
 
 def _looked_for(surface: HyperSurface, mode: HyperMode) -> Skewed:

@@ -40,8 +40,9 @@ def fit_nested_laplace(
     The joint mode of a hierarchy is far from its mass. Given the few hyper sites h (scales, noise, length-scales), the
     many others x are nearly Gaussian, and exactly so in a linear-Gaussian program. So x is integrated out by Laplace at
     each h, and h explored by itself (Rue, Martino and Chopin 2009, "Approximate Bayesian inference for latent Gaussian
-    models by using integrated nested Laplace approximations"). The inner Gaussians' means are those to first order,
-    ``x* - 1/2 H^-1 d log det H / dx``.
+    models by using integrated nested Laplace approximations"). The inner Gaussians have the means and sds of the
+    effective action to one loop, ``-log p(y, x | h) + 1/2 log det H``, and the weights of a grid are corrected by draws
+    of them, where these say what is left out.
 
     Args:
         model: a Pyro program.

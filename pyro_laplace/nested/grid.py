@@ -64,7 +64,7 @@ def on_grid(surface: HyperSurface, mode: HyperMode) -> Weighted:
     kept = value > value.max() - settings.grid_kept
     log_evidence = float(value.logsumexp(0)) + size * math.log(step) + mode.log_volume
     kernel = (settings.grid_kernel * step) ** 2 * mode.axes @ mode.axes.mT
-    return Weighted(batches, batch[kept], row[kept], value[kept].softmax(0), log_evidence, kernel)
+    return Weighted(batches, batch[kept.cpu()], row[kept.cpu()], value[kept].softmax(0), log_evidence, kernel)
 
 
 def _flooded(surface: HyperSurface, mode: HyperMode, step: float, drop: float) -> _Flood:

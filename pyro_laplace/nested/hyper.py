@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._errors import InvalidOption
-from pyro_laplace.inner.conditional import parents_of, run_of_leaves
+from pyro_laplace.inner.conditional import parents_of, run_of_leaves, tamed
 from pyro_laplace.likelihood import Likelihood, likelihood_of
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program, add_up
@@ -88,10 +88,16 @@ def find_hyper(program: Program, chunk: Chunk) -> dict[str, Reason]:
 
 
 def _aside(program: Program) -> Tensor:
-    """A point beside the program's start, where nothing vanishes by chance as a product with zero does."""
+    """A point beside the program's start, where nothing vanishes by chance as a product with zero does.
+
+    Nor by rounding: under a wide prior the start may lie where a logistic curve is flat.
+
+    Returns:
+        theta.
+    """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(program.start.shape, generator=generator, dtype=torch.float64).to(program.start)
-    return program.start + settings.row_check_step * noise
+    return tamed(program.start) + settings.row_check_step * noise
 
 
 def _random(tensor: Tensor, seed: int) -> Tensor:
@@ -135,7 +141,7 @@ def _shaping(run: Run, leaves: Mapping[str, Tensor], program: Program) -> dict[s
                 curved = _along(log_p, [leaves[each] for each in (name, *beside)])
                 if curved is not None and _dependence(curved, leaves).get(parent, 0.0) > _rounding(curved):
                     found.setdefault(parent, []).append(name)
-    return {name: tuple(others) for name, others in found.items()}
+    return {name: tuple(dict.fromkeys(others)) for name, others in found.items()}
 
 
 def _by_factors(run: Run, leaves: Mapping[str, Tensor], program: Program) -> list[tuple[str, Tensor]]:
@@ -201,6 +207,8 @@ def _noises(run: Run, leaves: Mapping[str, Tensor], program: Program) -> dict[st
     found: dict[str, list[str]] = {}
     for name, each in _predictors(run, program).items():
         eta, location = each.link(), each.family.location(each.base)
+        if eta.numel() <= location.numel():  # a family of one parameter, which is the location
+            continue
         of_location = _dependence((location * _random(location, 0)).sum(), leaves)
         for site, size in _dependence((eta * _random(eta, 0)).sum(), leaves).items():
             if of_location.get(site, 0.0) <= settings.same_location * size:

@@ -12,7 +12,14 @@ from pyro_laplace.nested.correction import corrected
 from pyro_laplace.nested.design import by_weighted_draws
 from pyro_laplace.nested.grid import on_grid
 from pyro_laplace.nested.guide import HyperPoint, OuterPosterior
-from pyro_laplace.nested.surface import HyperMode, HyperSurface, Weighted, smoothing_kernel, tell_of_failed
+from pyro_laplace.nested.surface import (
+    HyperMode,
+    HyperSurface,
+    Weighted,
+    refuse_runaway,
+    smoothing_kernel,
+    tell_of_failed,
+)
 from pyro_laplace.settings import settings
 from pyro_laplace.structure.dense import Dense
 
@@ -74,6 +81,7 @@ def _mixed(surface: HyperSurface, found: Weighted, kind: str) -> OuterPosterior:
         the mixture.
     """
     found = _thinned(found, surface)
+    _refuse_endless(surface, found)
     loops = _one_loops(surface, found)
     if kind == "grid":
         found = corrected(surface, found, loops)
@@ -95,6 +103,16 @@ def _mixed(surface: HyperSurface, found: Weighted, kind: str) -> OuterPosterior:
         center = mean + shrink @ (batch.h[j] - mean)
         points.append(_hyper_point(batch.solved, j, center, float(batch.value[j]), loop))
     return OuterPosterior(points, found.weights, kernel, found.log_evidence, kind, surface.failures)
+
+
+def _refuse_endless(surface: HyperSurface, found: Weighted) -> None:
+    """Refuse points, of weight, as far apart as no proper posterior's are."""
+    h = torch.stack([found.points[i].h[j] for i, j in _places(found)])
+    best = h[int(found.weights.argmax())]
+    heavy = found.weights > settings.grid_lost * found.weights.max()
+    far = (h - best).abs().amax(1).masked_fill(~heavy, 0.0)
+    if not float(far.max()) <= settings.hyper_far:
+        refuse_runaway(surface, h[int(far.argmax())], best)
 
 
 def _one_loops(surface: HyperSurface, found: Weighted) -> list[OneLoop]:
@@ -135,8 +153,8 @@ def _thinned(found: Weighted, surface: HyperSurface) -> Weighted:
     most = max(settings.outer_fewest, settings.outer_elements // max(1, surface.inner.elements))
     if len(found.weights) <= most:
         return found
-    levels = (torch.arange(most, dtype=torch.float64) + 0.5) / most
+    levels = ((torch.arange(most, dtype=torch.float64) + 0.5) / most).to(found.weights)
     chosen = torch.searchsorted(found.weights.cumsum(0), levels).clamp(max=len(found.weights) - 1)
     unique, count = chosen.unique(return_counts=True)
-    weights = count.double() / most
+    weights, unique = count.double() / most, unique.cpu()
     return Weighted(found.points, found.batch[unique], found.row[unique], weights, found.log_evidence, found.kernel)

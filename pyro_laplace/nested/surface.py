@@ -183,7 +183,7 @@ def find_hyper_mode(surface: HyperSurface) -> HyperMode:
             break
         h, value = tried.h[best], float(tried.value[best])
         if float((h - start).abs().max()) > settings.hyper_far:
-            _refuse_runaway(surface, h, start)
+            refuse_runaway(surface, h, start)
     return _by_compass(surface, h, value)
 
 
@@ -202,7 +202,7 @@ def _by_compass(surface: HyperSurface, h: Tensor, value: float) -> HyperMode:
         else:
             length /= 2
         if float((h - start).abs().max()) > settings.hyper_far:
-            _refuse_runaway(surface, h, start)
+            refuse_runaway(surface, h, start)
     _, matrix = surface.quadratic(h, value, torch.full_like(h, settings.hyper_step_rough))
     values, vectors = torch.linalg.eigh(matrix.nan_to_num(nan=0.0))
     return HyperMode(h, value, vectors / values.clamp(min=settings.hyper_broad**-2).sqrt())
@@ -213,7 +213,17 @@ def _many(surface: HyperSurface) -> bool:
     return surface.inner.differentiable and surface.of.data_size <= settings.row_elements // settings.small
 
 
-def _refuse_runaway(surface: HyperSurface, h: Tensor, start: Tensor) -> NoReturn:
+def refuse_runaway(surface: HyperSurface, h: Tensor, start: Tensor) -> NoReturn:
+    """Refuse a posterior of the hyper sites that has no end.
+
+    Args:
+        surface: the posterior.
+        h: a point far away [q].
+        start: from where it is far [q].
+
+    Raises:
+        NotAMode: naming the site.
+    """
     program = surface.of.program
     far = torch.zeros_like(program.start, dtype=torch.float64)
     far[surface.of.hyper_index] = (h - start).abs()

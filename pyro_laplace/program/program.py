@@ -184,6 +184,10 @@ class Program:
         run = self._run(values, chunk, sample, params)
         return run if sample or self.nesting is None else marginalise(run, self.nesting)
 
+    def run_of_discrete(self, values: Values, chunk: Chunk) -> Run:
+        """As `run_at`, with all values of the discrete sites, if there are any, and not their sum."""
+        return self._run(values, chunk)
+
     def conditionals(self, values: Values, chunk: Chunk) -> dict[str, Tensor]:
         """The enumerated sites' probabilities given the data of a chunk, at given values of the latent sites.
 

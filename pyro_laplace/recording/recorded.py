@@ -49,14 +49,14 @@ class Recorded:
             its operations.
 
         Raises:
-            NotRecordable: if it takes a number out of a tensor, as ``if`` and ``.item()`` do, or writes into tensors
-                that were there before.
+            NotRecordable: if it takes a number out of a tensor, as ``if`` and ``.item()`` do, selects by a mask, draws,
+                or writes into tensors that were there before.
         """
         operations = simplified(take_down(fn, argument))
         writer = _Writer(len(operations.layouts))
         for step in operations.steps:
             writer.add(step)
-        outputs = [writer.place_of(each) for each in operations.outputs]
+        outputs = [writer.own(each) for each in operations.outputs]
         return Recorded(writer.places, writer.calls, outputs)
 
     def __call__(self, argument: Tensor) -> list[Tensor]:
@@ -102,6 +102,11 @@ class _Writer:
         self.places.append(tree)
         return len(self.places) - 1
 
+    def own(self, output: Any) -> int:
+        """Where a result of the function lies: neither its argument nor a constant, which a caller might write into."""
+        place = self.place_of(output)
+        return place if any(each == place for _, _, each in self.calls) else self._call(torch.clone, [output])
+
     def _call(self, function: Callable[..., Any], args: Sequence[Any], place: int | None = None) -> int:
         taking = _taking([self.place_of(each) for each in args])
         if place is None:
@@ -140,6 +145,8 @@ def recorded_if_same(
     try:
         recorded = Recorded.of(fn, arguments[0])
         with torch.no_grad():
+            for at in arguments:
+                recorded(at)  # what remembers where it was, as a search does, gives the same from the second time on
             pairs = [pair for at in arguments for pair in zip(recorded(at), fn(at), strict=True)]
     except (NotRecordable, RuntimeError, ValueError):  # whatever a program does that is no list of operations
         return None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_laplace._compat.operations import writes
-from pyro_laplace._compat.torch import ByIdentity, DispatchMode, leaves_of, map_tree
+from pyro_laplace._compat.operations import OF_DTYPES, follows_values, writes
+from pyro_laplace._compat.torch import ByIdentity, DispatchMode, NoNumbers, leaves_of, map_tree
 from pyro_laplace._errors import LaplaceError
 
 
@@ -108,13 +108,13 @@ def take_down(fn: Callable[[Tensor], Sequence[Tensor]], argument: Tensor) -> Ope
         its operations.
 
     Raises:
-        NotRecordable: if it takes a number out of a tensor, as ``if`` and ``.item()`` do, or writes into tensors
-            that were there before.
+        NotRecordable: if it takes a number out of a tensor, as ``if`` and ``.item()`` do, selects by a mask, draws, or
+            writes into tensors that were there before.
     """
     recorder = _Recorder(argument)
     token = _RECORDER.set(recorder)
     try:
-        with recorder:
+        with recorder, NoNumbers(recorder.refuse_numbers):
             results = fn(argument)
     finally:
         _RECORDER.reset(token)
@@ -171,8 +171,12 @@ class _Recorder(DispatchMode):
         placed = tuple(map_tree(self._place, args)), dict(map_tree(self._place, kwargs))
         with self._as_one():
             result = func(*args, **kwargs)
-        if not slots_in(placed):
+        if not slots_in(placed) or func in OF_DTYPES:
             return result
+        if follows_values(func, leaves_of([args, kwargs])):
+            raise NotRecordable(
+                f"{func} makes of a value that depends on the argument one of another shape, or a random one"
+            )
         several = isinstance(result, tuple | list)
         results = result if several else (result,)
         if not all(isinstance(each, Tensor) or each is None for each in results):
@@ -181,6 +185,11 @@ class _Recorder(DispatchMode):
             raise NotRecordable(f"{func} writes a value that depends on the argument into one that does not")
         self.steps.append(Entry(func, *placed, tuple(self._number(each) for each in results), several))
         return result
+
+    def refuse_numbers(self, name: str) -> None:
+        """Refuse to have numbers taken out of a tensor, by whatever has a name, unless it is within one operation."""
+        if not self._inside_one:
+            raise NotRecordable(f"{name} takes numbers out of a tensor")
 
     @contextmanager
     def _as_one(self) -> Iterator[None]:

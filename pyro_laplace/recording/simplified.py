@@ -91,7 +91,7 @@ class _Simplifier:
         form = Layout.of(constant)
         if form is None:
             return constant
-        known = next((each for each in self.constants[form] if torch.equal(each, constant)), None)
+        known = next((each for each in self.constants[form] if _identical(each, constant)), None)
         if known is None:
             self.constants[form].append(constant)
         return constant if known is None else known
@@ -129,4 +129,11 @@ def _identity_of(tree: Any) -> Hashable:
         return type(tree), tuple(map(_identity_of, tree))
     if isinstance(tree, dict):
         return tuple((name, _identity_of(value)) for name, value in sorted(tree.items()))
+    if isinstance(tree, float):
+        return float, tree, math.copysign(1.0, tree)
     return (Tensor, id(tree)) if isinstance(tree, Tensor) else (type(tree), tree)
+
+
+def _identical(one: Tensor, other: Tensor) -> bool:
+    """Equal in the signs of zeros too."""
+    return torch.equal(one, other) and torch.equal(one.signbit(), other.signbit())

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 class Nested:
     """Of the inner modes, and of the points at which they are searched for."""
 
+    tame: float = 2.0
+    """Largest unconstrained coordinate of a point that is near the origin: a scale of e^2, a logit of 2."""
+
     inner_steps: int = 60
     """Most steps of one inner search: Newton's method from a neighbour's mode takes two to five."""
 

@@ -151,3 +151,9 @@ class Numerics:
 
     recovery_hopeless: int = 7
     """Classes from which on a round that shows nothing is the last."""
+
+    record_step: float = 1e-2
+    """Share of 1 and of each coordinate by which the points lie off, at which a recorded function is checked."""
+
+    record_constant: int = 2**16
+    """Entries of a constant that a recording keeps at most: of larger ones, what is saved is not the time."""

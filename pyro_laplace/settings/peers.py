@@ -7,12 +7,6 @@ from dataclasses import dataclass
 class Peers:
     """Sampling, ensembles, trajectories; calibration."""
 
-    record_step: float = 1e-2
-    """Share of 1 and of each coordinate by which the points lie off, at which a recorded potential is checked."""
-
-    record_constant: int = 2**16
-    """Entries of a constant that a recording keeps at most: of larger ones, what is saved is not the time."""
-
     same_member: float = 1e-3
     """Distance of an ensemble's members, in units of their largest coordinate or 1, below which they are one point."""
 

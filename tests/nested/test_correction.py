@@ -116,3 +116,10 @@ def test_many_groups_are_left_to_laplace():
         with setting:
             guides.append(pl.fit_nested_laplace(pumps, data, outer="grid", progress=False))
     assert_close(guides[0].weights, guides[1].weights)
+
+
+def test_more_sites_than_quasi_random_numbers_have_axes_are_left_to_laplace(monkeypatch):
+    monkeypatch.setattr(torch.quasirandom.SobolEngine, "MAXDIM", len(HOURS) - 1)
+    guide = pl.fit_nested_laplace(pumps, (HOURS, FAILURES), progress=False)
+    with plain():
+        assert guide.log_evidence == pl.fit_nested_laplace(pumps, (HOURS, FAILURES), progress=False).log_evidence

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import pyro_laplace as pl
 from pyro_laplace.capture.loop import Loop
 from pyro_laplace.data import as_data
 from pyro_laplace.nested.hyper import find_hyper
@@ -79,6 +80,14 @@ def intrinsic_field(y):
     observe(f, y)
 
 
+def mixed(y):
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    with pyro.plate("groups", 3):
+        z = pyro.sample("z", dist.Bernoulli(0.4), infer={"enumerate": "parallel"})
+        u = pyro.sample("u", dist.Normal(2.0 * z, tau))
+    observe(u[..., GROUP], y)
+
+
 def counts(y):
     level = pyro.sample("level", dist.Normal(0.0, 1.0))
     concentration = pyro.sample("concentration", dist.Gamma(2.0, 1.0))
@@ -105,6 +114,7 @@ def layers(y):
         (kernel, {"length": "sets the curvature of the prior of 'f'"}),
         (autoregression, {"phi": "sets the curvature of the prior of 'second'"}),
         (intrinsic_field, {"tau": "sets the curvature of the prior of 'f'"}),
+        (mixed, {"tau": "sets the curvature of the prior of 'u'"}),
         (counts, {"concentration": "sets the dispersion of 'y'"}),
         (layers, {"scale": "sets the curvature of the prior of 'w1', 'w2'"}),
     ],
@@ -112,3 +122,38 @@ def layers(y):
 )
 def test_takes_the_few_that_the_others_depend_on(model, expected):
     assert found(model, torch.tensor([0.3, -1.0, 0.8, 1.4, -0.2, 0.1])) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("family", ["Bernoulli", "Binomial", "Poisson"])
+def test_fixed_effects_under_wide_priors_are_none(family, seed):
+    """The start is a median of a few draws of the prior: a logistic curve is flat there, an exponential infinite."""
+    like = {
+        "Bernoulli": lambda eta: dist.Bernoulli(logits=eta),
+        "Binomial": lambda eta: dist.Binomial(3, logits=eta),
+        "Poisson": lambda eta: dist.Poisson(eta.exp()),
+    }[family]
+
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 100.0))
+        b = pyro.sample("b", dist.Normal(0.0, 100.0))
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        with pyro.plate("groups", 3):
+            u = pyro.sample("u", dist.Normal(0.0, tau))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", like(a + b * X + u[GROUP]), obs=y)
+
+    pyro.set_rng_seed(seed)
+    y = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    assert found(model, y) == {"tau": "sets the curvature of the prior of 'u'"}
+    assert pl.laplace_marginal(model, (y,)).integrated == ("a", "b", "u")
+
+
+def test_a_scale_by_its_prior_and_by_a_factor_is_told_once():
+    def model(y):
+        tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+        f = pyro.sample("f", dist.Normal(0.0, tau).expand([6]).to_event(1))
+        pyro.factor("smooth", -0.5 * (f.diff() / tau).square().sum())
+        observe(f, y)
+
+    assert found(model, torch.zeros(6)) == {"tau": "sets the curvature of the prior of 'f'"}

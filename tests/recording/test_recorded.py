@@ -1,5 +1,8 @@
 """Recorded functions against the functions themselves."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -149,3 +152,78 @@ def test_large_constants_are_not_kept():
         assert len(simplified(take_down(fn, torch.zeros(3))).steps) == 2
     (output,) = simplified(take_down(fn, torch.zeros(3))).outputs
     assert output == Slot(0)
+
+
+# --- what hides from a recording ------------------------------------------------------------------------
+
+
+def counted(t):
+    return (t * (t > 0.5).nonzero().shape[0],)
+
+
+def masked(t):
+    return (t[t > 0.0].square().mean(),)
+
+
+def listed(t):
+    return (t if t.tolist()[0] > 3 else -t,)
+
+
+def as_array(t):
+    return (t if t.numpy()[0] > 3 else -t,)
+
+
+def drawn(t):
+    return (t + torch.rand_like(t),)
+
+
+def in_words(t):
+    return (t if f"{t[0]:.0f}" == "3" else -t,)
+
+
+@pytest.mark.parametrize("fn", [counted, masked, listed, as_array, drawn, in_words])
+def test_values_that_decide_on_shapes_or_go_into_python_are_refused(fn):
+    with pytest.raises(NotRecordable):
+        Recorded.of(fn, torch.ones(3))
+
+
+def test_an_index_of_whole_numbers_and_what_looks_at_dtypes_are_recorded():
+    def fn(t):
+        return t[ORDER], t.to(torch.result_type(t, CONSTANT)), torch.binary_cross_entropy_with_logits(t, t.sigmoid())
+
+    recorded, theta = Recorded.of(fn, torch.zeros(3)), torch.randn(3)
+    for one, other in zip(recorded(theta), fn(theta), strict=True):
+        assert_close(one, other)
+
+
+def test_the_sign_of_zero_is_a_value():
+    def fn(t):
+        zero = torch.zeros_like(t)
+        return torch.atan2(zero, t), torch.atan2(-zero, t), (t * 0.0).signbit(), (t * -0.0).signbit()
+
+    recorded, theta = Recorded.of(fn, torch.ones(2)), -torch.ones(2)
+    for one, other in zip(recorded(theta), fn(theta), strict=True):
+        assert_close(one, other)
+
+
+def test_results_may_be_written_into():
+    argument, constant = torch.ones(2), torch.arange(2.0)
+    recorded = Recorded.of(lambda t: (t * 1.0, t + 1, constant, torch.ones_like(t)), argument)
+    for each in recorded(argument):
+        each.add_(5.0)
+    assert_close(argument, torch.ones(2))
+    assert_close(recorded(argument), [torch.ones(2), torch.full((2,), 2.0), torch.arange(2.0), torch.ones(2)])
+
+
+def test_nothing_that_was_called_is_kept():
+    class Adds:
+        def __call__(self, t):
+            return (t + 1,)
+
+    adds = Adds()
+    seen = weakref.ref(adds)
+    recorded = Recorded.of(lambda t: (as_one_operation(adds, t)[0],), torch.ones(1))
+    recorded(torch.ones(1))
+    del adds, recorded
+    gc.collect()
+    assert seen() is None
