@@ -3,8 +3,9 @@
 Letters: i inner coordinates, q hyper coordinates.
 """
 
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,23 +88,20 @@ class SingleInner(Inner):
     def _search(self, h: Tensor) -> "SingleSolved | None":
         """None where the search has to be damped."""
         eps, memory = self.of.eps, self.damped.memory
-        x, height, decrement = memory.nearest(h.unsqueeze(0))[0], torch.inf, torch.inf
-        near = sys.float_info.max if self._gaussian else eps**0.25
+        x, last = memory.nearest(h.unsqueeze(0))[0], None
         for _ in range(settings.inner_steps_single):
-            close = decrement <= near  # convergence is quadratic: the next point is the mode, or nearly
+            # convergence is quadratic: after a short step this is the mode, or nearly
+            close = last is not None and (self._gaussian or last.decrement <= eps**0.25)
             numbers, moved, *rest = (self._with_slope if close else self._step)(torch.cat([x, h]))
-            last, before = height, decrement
             height, decrement, positive = numbers.tolist()
-            falls = (
-                last - height >= settings.sufficient_decrease * 0.5 * before**2 or before <= settings.inner_decrement
-            )
-            if not positive or not decrement < torch.inf or not (before == torch.inf or falls):
+            here = _Reached(height, decrement)
+            if not positive or not here.goes_on_from(last):
                 return None
-            if close and (decrement <= eps**0.5 or 0.5 * before <= decrement <= settings.inner_decrement):
+            if close and here.ends(last, eps):
                 solved = SingleSolved(self.of, h, x, height, rest)
                 memory.keep(solved.h, solved.x)
                 return solved
-            x = moved
+            x, last = moved, here
         return None
 
     def _expanded(self, x: Tensor, h: Tensor) -> Expanded:
@@ -113,6 +111,36 @@ class SingleInner(Inner):
         if found is None:
             return Expanded(x.new_full((1,), torch.inf), torch.zeros_like(x), x.new_zeros(1, x.shape[1], x.shape[1]))
         return Expanded(*(each.unsqueeze(0) for each in found))
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """A point of a search by undamped Newton steps.
+
+    Attributes:
+        height: -log p(y, x | h).
+        decrement: Newton's.
+    """
+
+    height: float
+    decrement: float
+
+    @property
+    def near(self) -> bool:
+        """Whether the mode is so near that the height's fall may be less than its rounding."""
+        return self.decrement <= settings.inner_decrement
+
+    def goes_on_from(self, last: "_Reached | None") -> bool:
+        """Whether the step here was no worse than a damped search would take it."""
+        if last is None or last.near:
+            return self.decrement < torch.inf
+        promised = settings.sufficient_decrease * 0.5 * last.decrement**2
+        return self.decrement < torch.inf and last.height - self.height >= promised
+
+    def ends(self, last: "_Reached | None", eps: float) -> bool:
+        """Whether the next step would be beyond rounding, or none that gains."""
+        stalled = last is not None and self.near and self.decrement >= 0.5 * last.decrement
+        return self.decrement <= eps**0.5 or stalled
 
 
 def _unless_singular[T](found: Callable[[], T]) -> T | None:
@@ -148,16 +176,50 @@ class SingleSolved(DenseSolved):
         return self._gradient
 
 
+class _Newton(NamedTuple):
+    """Newton's step at one row; a tuple, which `torch.func` can carry.
+
+    Attributes:
+        value: -log p(y, x | h).
+        step: of x [i].
+        decrement: its length in the metric H.
+        scale: D, with ``H = D L L' D`` [1, i].
+        factor: L [1, i, i].
+        positive: whether H is positive definite [1].
+    """
+
+    value: Tensor
+    step: Tensor
+    decrement: Tensor
+    scale: Tensor
+    factor: Tensor
+    positive: Tensor
+
+    @staticmethod
+    def of(value: Tensor, gradient: Tensor, matrix: Tensor) -> "_Newton":
+        """From -log p(y, x | h), its gradient [i] and H [i, i]."""
+        scale, factor, positive, step = factored(matrix.unsqueeze(0), gradient.unsqueeze(0), gradient.new_zeros(1))
+        decrement = (-(step[0] * gradient).sum()).clamp(min=0).sqrt()
+        return _Newton(value, step[0], decrement, scale, factor, positive)
+
+    def modes(self, x: Tensor) -> Modes:
+        """As if x [i] were a mode."""
+        return Modes(x.unsqueeze(0), self.value.unsqueeze(0), self.scale, self.factor, self.positive)
+
+    def ahead(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value, decrement and whether H is positive definite [3], and x after the step [i]."""
+        return torch.stack([self.value, self.decrement, self.positive[0].to(self.value)]), x + self.step
+
+
 def _step(of: Conditional, at: Tensor) -> tuple[Tensor, ...]:
     """One Newton step.
 
     Returns:
-        -log p(y, x | h), the decrement and whether H is positive definite [3]; x after the step [i]; and what it was
-        made of: -log p again, its gradient in x and H.
+        what `_Newton.ahead` gives; and what it was made of: -log p(y, x | h), its gradient in x [i] and H [i, i].
     """
     x, h = _parted(of, at)
     value, gradient, matrix = expansion_at(of, x, h)
-    return *_ahead(x, value, *_newton(gradient, matrix)), value, gradient, matrix
+    return *_Newton.of(value, gradient, matrix).ahead(x), value, gradient, matrix
 
 
 def _with_slope(of: Conditional, at: Tensor) -> tuple[Tensor, ...]:
@@ -166,40 +228,24 @@ def _with_slope(of: Conditional, at: Tensor) -> tuple[Tensor, ...]:
     Here ``W = H^-1``, ``v = W d tr(W H) / dx``, and g is the gradient of log p in x.
 
     Returns:
-        the first two of `_step`, and the last argument of `SingleSolved`.
+        what `_Newton.ahead` gives, and the last argument of `SingleSolved`.
     """
     x, h = _parted(of, at)
 
-    def curved(x: Tensor, h: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def curved(x: Tensor, h: Tensor) -> tuple[Tensor, _Newton]:
         value, gradient, matrix = expansion_at(of, x, h)
-        found = _newton(gradient.detach(), matrix.detach())
-        return (matrix * _modes(x, value, *found).inverse()[0]).sum(), (value, *found)
+        newton = _Newton.of(value.detach(), gradient.detach(), matrix.detach())
+        return (matrix * newton.modes(x).inverse()[0]).sum(), newton
 
-    def moving(h: Tensor) -> Tensor:
+    def moving(h: Tensor, along: Tensor) -> Tensor:
         gradient, value = torch.func.grad_and_value(lambda at: -of.log_joint(at, h))(x)
         return 0.5 * gradient @ along - value
 
-    (of_x, of_h), (value, *found) = torch.func.grad(curved, argnums=(0, 1), has_aux=True)(x, h)
-    modes = _modes(x, value, *found)
-    along = modes.solve(of_x[None, None])[0, 0]
-    gradient = torch.func.grad(moving)(h) - 0.5 * of_h
-    return *_ahead(x, value, *found), log_marginal_of(modes)[0], gradient, modes.scale[0], modes.factor[0]
+    (of_x, of_h), newton = torch.func.grad(curved, argnums=(0, 1), has_aux=True)(x, h)
+    modes = newton.modes(x)
+    gradient = torch.func.grad(moving)(h, modes.solve(of_x[None, None])[0, 0]) - 0.5 * of_h
+    return *newton.ahead(x), log_marginal_of(modes)[0], gradient, modes.scale[0], modes.factor[0]
 
 
 def _parted(of: Conditional, at: Tensor) -> tuple[Tensor, Tensor]:
     return at[: len(of.inner_index)], at[len(of.inner_index) :]
-
-
-def _newton(gradient: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
-    """The step, its decrement, and of one row what `Modes` holds of H."""
-    scale, factor, positive, step = factored(matrix.unsqueeze(0), gradient.unsqueeze(0), gradient.new_zeros(1))
-    return step[0], (-(step[0] * gradient).sum()).clamp(min=0).sqrt(), scale, factor, positive
-
-
-def _modes(x: Tensor, value: Tensor, step: Tensor, decrement: Tensor, *root: Tensor) -> Modes:
-    scale, factor, positive = root
-    return Modes(x.unsqueeze(0), value.unsqueeze(0), scale, factor, positive)
-
-
-def _ahead(x: Tensor, value: Tensor, step: Tensor, decrement: Tensor, *root: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.stack([value, decrement, root[-1][0].to(value)]), x + step

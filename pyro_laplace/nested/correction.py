@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_laplace.inner.one_loop import OneLoop
 from pyro_laplace.inner.rows import values
+from pyro_laplace.nested.skewed import quasi_uniform
 from pyro_laplace.nested.surface import HyperSurface, Weighted
 from pyro_laplace.settings import settings
 
@@ -67,9 +68,7 @@ def _antithetic(count: int, size: int) -> Tensor:
     """White noise [s, i] in two independent halves, quasi-random, each with every draw's opposite."""
     halves = []
     for seed in range(2):
-        sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed)
-        uniform = sobol.draw(count // 4, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-        white = torch.special.ndtri(uniform)
+        white = torch.special.ndtri(quasi_uniform(count // 4, size, seed))
         halves += [white, -white]
     return torch.cat(halves)
 

@@ -12,6 +12,7 @@ from pyro_laplace.nested.correction import corrected
 from pyro_laplace.nested.design import by_weighted_draws
 from pyro_laplace.nested.grid import on_grid
 from pyro_laplace.nested.guide import HyperPoint, OuterPosterior
+from pyro_laplace.nested.skewed import quasi_uniform
 from pyro_laplace.nested.surface import (
     HyperMode,
     HyperSurface,
@@ -33,9 +34,7 @@ def by_grid(surface: HyperSurface, mode: HyperMode) -> OuterPosterior:
 def by_laplace(surface: HyperSurface, mode: HyperMode) -> OuterPosterior:
     """A Gaussian around the mode, at quasi-random points of equal weight."""
     size = len(mode.h)
-    sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=0)
-    uniform = sobol.draw(settings.outer_points, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-    h = mode.place(torch.special.ndtri(uniform).to(mode.h))
+    h = mode.place(torch.special.ndtri(quasi_uniform(settings.outer_points, size, 0)).to(mode.h))
     log_evidence = mode.value + 0.5 * size * math.log(2 * math.pi) + mode.log_volume
     return _mixed(surface, _equally(surface, mode, h, log_evidence), "laplace")
 

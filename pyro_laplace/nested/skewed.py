@@ -34,8 +34,7 @@ class Skewed:
         """Quasi-random points [count, q]."""
         import scipy.stats
 
-        sobol = torch.quasirandom.SobolEngine(len(self.center), scramble=True, seed=seed)
-        uniform = sobol.draw(count, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+        uniform = quasi_uniform(count, len(self.center), seed)
         e = torch.as_tensor(scipy.stats.t.ppf(uniform.numpy(), settings.design_freedom)).to(self.center)
         u = e @ self.root.mT
         return self.center + torch.where(u < 0, self.left, self.right) * u
@@ -48,6 +47,12 @@ class Skewed:
         constant = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
         each = constant - (freedom + 1) / 2 * torch.log1p(e.square() / freedom)
         return (each - scale.log()).sum(-1) - self.root.diagonal().log().sum()
+
+
+def quasi_uniform(count: int, size: int, seed: int) -> Tensor:
+    """Scrambled Sobol points of the open unit cube [count, size]: by a distribution's quantiles they are draws of it."""
+    sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed)
+    return sobol.draw(count, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)  # at the ends quantiles are infinite
 
 
 def fitted_to(h: Tensor, weights: Tensor, least: Skewed) -> Skewed:
