@@ -43,9 +43,16 @@ def _completed(name: str, value: Tensor, fn: Any) -> Tensor:
         raise UnsupportedProgram(
             f"site {name!r} has the shape {list(shape)} on these arguments, and its posterior {list(value.shape)}: "
             "new groups come after the old ones along a plate's axis. What is one event (to_event, a multivariate "
-            "distribution) is not continued, and a smaller plate is the posterior's own draws, indexed"
+            "distribution) is not continued; for fewer groups give arguments with all old ones, and index the draws"
         )
-    drawn = fn.sample()
+    try:
+        drawn = fn.sample()
+    except NotImplementedError:
+        raise UnsupportedProgram(
+            f"site {name!r} has more groups on these arguments than its posterior, and its prior cannot be drawn from, "
+            "being improper. Give it a proper one; of a field whose prior is a pyro.factor, fit with the new places "
+            "among the data, with no observation there"
+        ) from None
     for dim, (old, new) in enumerate(sizes):
         if old < new:  # what the value has, and beside it, along this axis, what was drawn
             beside = drawn.narrow(dim, old, new - old)

@@ -50,7 +50,7 @@ class Skewed:
 
 
 def quasi_uniform(count: int, size: int, seed: int) -> Tensor:
-    """Scrambled Sobol points of the open unit cube [count, size]: by a distribution's quantiles they are draws of it."""
+    """Scrambled Sobol points of the open unit cube [count, size], whose quantiles of a distribution are draws of it."""
     sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed)
     return sobol.draw(count, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)  # at the ends quantiles are infinite
 

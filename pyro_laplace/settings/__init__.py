@@ -9,6 +9,7 @@ They are read when they are used, so that one that is set holds from then on::
 A number that belongs to one formula, as a floor that keeps a division finite, stands in the code beside it.
 """
 
+import difflib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ class Settings(Reports, Peers, HyperparameterSearch, ModeSearch, Nested, Numeric
         """
         kinds = {field.name: type(field.default) for field in fields(Settings)}
         if name not in kinds:
-            raise InvalidOption(f"settings has no {name!r}: it has {', '.join(sorted(kinds))}")
+            near = difflib.get_close_matches(name, kinds)
+            hint = f"did you mean {', '.join(near)}? It" if near else "it"
+            raise InvalidOption(f"settings has no {name!r}: {hint} has {', '.join(sorted(kinds))}")
         allowed = int if kinds[name] is int else int | float
         if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < math.inf:
             what = "whole number" if kinds[name] is int else "number"

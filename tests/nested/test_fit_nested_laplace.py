@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import sys
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -277,3 +278,33 @@ def test_unknown_options():
         pl.fit_nested_laplace(groups, (GROUP, Y), structure="kron", curvature="hessian")
     with pytest.raises(pl.InvalidOption, match="hyper: 'sigma' matches none"):
         pl.fit_nested_laplace(groups, (GROUP, Y), hyper="sigma")
+
+
+def test_new_groups_of_an_improper_prior_are_refused_by_name():
+    def field(group, count, y=None):
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        with pyro.plate("places", count):
+            f = pyro.sample("f", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.factor("smooth", -0.5 * (f.diff() / tau).square().sum() - (count - 1) * tau.log() - 0.01 * f.sum() ** 2)
+        with pyro.plate("data", len(group)):
+            pyro.sample("y", dist.Normal(f[..., group], 1.0), obs=y)
+
+    y = torch.tensor([0.1, 0.4, 0.2, 1.0, 1.3, 0.9])
+    guide = pl.fit_nested_laplace(field, (torch.arange(6) // 2, 3, y), progress=False)
+    assert guide.hyper == ("tau",)
+    with pytest.raises(pl.UnsupportedProgram, match=r"'f' has more groups .* improper"):
+        guide.with_new_groups(5, torch.arange(4), 4)
+
+
+def test_a_posterior_without_an_end_is_refused():
+    def flat(y):
+        tau = pyro.sample("tau", dist.ImproperUniform(dist.constraints.positive, (), ()))
+        with pyro.plate("groups", 1):
+            u = pyro.sample("u", dist.Normal(0.0, tau))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(u, 1.0), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pl.LaplaceWarning)
+        with pytest.raises(pl.NotAMode, match="give 'tau' a proper prior"):
+            pl.fit_nested_laplace(flat, (torch.tensor([0.5, -0.2, 0.9]),), progress=False)
