@@ -123,7 +123,7 @@ class SparseInner(Inner):
 
     def _searched(self, x: Tensor, h: Tensor) -> tuple[SparsePoint, SparseBlock] | None:
         """The mode from a start, with the Hessian's factor there; None where there is none."""
-        eps = torch.finfo(self.of.program.start.dtype).eps
+        eps = self.of.eps
         at, damping, best = self._at(x, h), 0.0, math.inf
         if at is None:
             return None

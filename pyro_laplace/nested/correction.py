@@ -98,12 +98,11 @@ class _Draws:
         of, count = self.surface.of, len(self.white)
         modes, rows, volumes = [], [], []
         for number in numbers:
-            batch, row = found.points[int(found.batch[number])], int(found.row[number])
-            solved = batch.solved
+            place, row = found.places[number]
+            solved, loop = found.batches[place].solved, self.loops[number]
             modes.append(solved.x[row])
-            loop = self.loops[number]
             drawn = solved.mean(row) + loop.move + loop.stretch * solved.block(row).color(self.white)
-            rows.append((drawn, batch.h[row].expand(count, -1)))
+            rows.append((drawn, solved.h[row].expand(count, -1)))
             volumes.append(loop.stretch.log().sum())
         x, h = (torch.cat(parts) for parts in zip(*rows, strict=True))
         at_draws = values(of, x, h).reshape(-1, count)

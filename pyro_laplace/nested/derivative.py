@@ -40,7 +40,7 @@ class Evaluator:
     @property
     def step(self) -> float:
         """Of difference quotients of gradients."""
-        return torch.finfo(self.inner.of.program.start.dtype).eps ** 0.25
+        return self.inner.of.eps**0.25
 
 
 class _Marginal(torch.autograd.Function):

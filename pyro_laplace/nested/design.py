@@ -51,11 +51,7 @@ def by_weighted_draws(surface: HyperSurface, mode: HyperMode) -> Weighted:
     _tell_of_error(surface, error, len(h))
     log_evidence = float(log_w.logsumexp(0)) - math.log(len(log_w))
     chosen, kept = _chosen(h, weights, settings.design_kept)
-    batch = torch.cat([torch.full((len(b.h),), i) for i, b in enumerate(batches)])
-    row = torch.cat([torch.arange(len(b.h)) for b in batches])
-    chosen_there = chosen.cpu()
-    kernel = smoothing_kernel(h[chosen], kept)
-    return Weighted(batches, batch[chosen_there], row[chosen_there], kept, log_evidence, kernel)
+    return Weighted.of(batches, chosen, kept, log_evidence, smoothing_kernel(h[chosen], kept))
 
 
 def _refuse_nowhere(surface: HyperSurface, count: int) -> NoReturn:

@@ -59,12 +59,10 @@ def on_grid(surface: HyperSurface, mode: HyperMode) -> Weighted:
     tell_of_failed(surface, mode, batches, value)
     if not flood.ended:
         _tell_of_end(surface, len(value), drop)
-    batch = torch.cat([torch.full((len(b.h),), i) for i, b in enumerate(batches)])
-    row = torch.cat([torch.arange(len(b.h)) for b in batches])
-    kept = value > value.max() - settings.grid_kept
+    kept = (value > value.max() - settings.grid_kept).nonzero()[:, 0]
     log_evidence = float(value.logsumexp(0)) + size * math.log(step) + mode.log_volume
     kernel = (settings.grid_kernel * step) ** 2 * mode.axes @ mode.axes.mT
-    return Weighted(batches, batch[kept.cpu()], row[kept.cpu()], value[kept].softmax(0), log_evidence, kernel)
+    return Weighted.of(batches, kept, value[kept].softmax(0), log_evidence, kernel)
 
 
 def _flooded(surface: HyperSurface, mode: HyperMode, step: float, drop: float) -> _Flood:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def _equally(surface: HyperSurface, mode: HyperMode, h: Tensor, log_evidence: fl
     rows = finite.nonzero()[:, 0]
     weights = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device=h.device)
     kernel = smoothing_kernel(h[rows], weights)
-    return Weighted([points], torch.zeros_like(rows), rows, weights, log_evidence, kernel)
+    return Weighted.of([points], rows, weights, log_evidence, kernel)
 
 
 def _bridge(surface: HyperSurface, h: Tensor) -> float:
@@ -84,7 +85,7 @@ def _mixed(surface: HyperSurface, found: Weighted, kind: str) -> OuterPosterior:
     loops = _one_loops(surface, found)
     if kind == "grid":
         found = corrected(surface, found, loops)
-    h = torch.stack([found.points[i].h[j] for i, j in _places(found)])
+    h = found.h
     mean = found.weights @ h
     covariance = ((h - mean) * found.weights.unsqueeze(-1)).mT @ (h - mean)
     root = torch.linalg.cholesky(covariance)
@@ -97,8 +98,8 @@ def _mixed(surface: HyperSurface, found: Weighted, kind: str) -> OuterPosterior:
     kernel = root @ vectors * values.sqrt()
     kernel = torch.linalg.cholesky(kernel @ kernel.mT)
     points = []
-    for (i, j), loop in zip(_places(found), loops, strict=True):
-        batch = found.points[i]
+    for (i, j), loop in zip(found.places, loops, strict=True):
+        batch = found.batches[i]
         center = mean + shrink @ (batch.h[j] - mean)
         points.append(_hyper_point(batch.solved, j, center, float(batch.value[j]), loop))
     return OuterPosterior(points, found.weights, kernel, found.log_evidence, kind, surface.failures)
@@ -106,7 +107,7 @@ def _mixed(surface: HyperSurface, found: Weighted, kind: str) -> OuterPosterior:
 
 def _refuse_endless(surface: HyperSurface, found: Weighted) -> None:
     """Refuse points, of weight, as far apart as no proper posterior's are."""
-    h = torch.stack([found.points[i].h[j] for i, j in _places(found)])
+    h = found.h
     best = h[int(found.weights.argmax())]
     heavy = found.weights > settings.grid_lost * found.weights.max()
     far = (h - best).abs().amax(1).masked_fill(~heavy, 0.0)
@@ -116,22 +117,19 @@ def _refuse_endless(surface: HyperSurface, found: Weighted) -> None:
 
 def _one_loops(surface: HyperSurface, found: Weighted) -> list[OneLoop]:
     """Those of the inner Gaussians at all points, each that of the nearest one of a few: they are dear to compute."""
-    places = _places(found)
     if not surface.inner.differentiable:
-        return [OneLoop.none(surface.of.start[0])] * len(places)
+        return [OneLoop.none(surface.of.start[0])] * len(found.places)
     effort = 32 * surface.of.inner_index.numel() ** 2 * surface.of.data_size
     count = max(1, min(settings.one_loop_points, settings.one_loop_elements // max(1, effort)))
     levels = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    chosen = torch.searchsorted(found.weights.cumsum(0).cpu(), levels).clamp(max=len(places) - 1).unique().tolist()
-    h = torch.stack([found.points[i].h[j] for i, j in places])
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(found.kernel), h.mT, upper=False).mT
+    chosen = (
+        torch.searchsorted(found.weights.cumsum(0).cpu(), levels).clamp(max=len(found.places) - 1).unique().tolist()
+    )
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(found.kernel), found.h.mT, upper=False).mT
     nearest = torch.cdist(white, white[chosen]).argmin(1).tolist()
-    computed = [one_loop(surface.of, found.points[places[k][0]].solved, places[k][1]) for k in chosen]
+    some = [found.places[k] for k in chosen]
+    computed = [one_loop(surface.of, found.batches[i].solved, j) for i, j in some]
     return [computed[k] for k in nearest]
-
-
-def _places(found: Weighted) -> list[tuple[int, int]]:
-    return list(zip(found.batch.tolist(), found.row.tolist(), strict=True))
 
 
 def _hyper_point(solved: InnerSolved, row: int, center: Tensor, value: float, loop: OneLoop) -> HyperPoint:
@@ -155,5 +153,4 @@ def _thinned(found: Weighted, surface: HyperSurface) -> Weighted:
     levels = ((torch.arange(most, dtype=torch.float64) + 0.5) / most).to(found.weights)
     chosen = torch.searchsorted(found.weights.cumsum(0), levels).clamp(max=len(found.weights) - 1)
     unique, count = chosen.unique(return_counts=True)
-    weights, unique = count.double() / most, unique.cpu()
-    return Weighted(found.points, found.batch[unique], found.row[unique], weights, found.log_evidence, found.kernel)
+    return replace(found, places=[found.places[k] for k in unique.tolist()], weights=count.double() / most)

@@ -129,20 +129,31 @@ class Weighted:
     """Points of the hyper sites' posterior.
 
     Attributes:
-        points: where the surface was evaluated, in batches.
-        batch: which batch each one is of [points].
-        row: which row of it [points].
+        batches: where the surface was evaluated.
+        places: of each point, which batch it is of, and which row of that.
         weights: summing to 1 [points].
-        log_evidence: log of the surface's integral.
+        log_evidence: log of the integral of ``p(y, h)``, by these points.
         kernel: covariance of what lies between a point and the next, in h [q, q].
     """
 
-    points: list[Points]
-    batch: Tensor
-    row: Tensor
+    batches: Sequence[Points]
+    places: Sequence[tuple[int, int]]
     weights: Tensor
     log_evidence: float
     kernel: Tensor
+
+    @staticmethod
+    def of(
+        batches: Sequence[Points], chosen: Tensor, weights: Tensor, log_evidence: float, kernel: Tensor
+    ) -> "Weighted":
+        """Some of the points of all batches, by their numbers."""
+        places = [(i, j) for i, batch in enumerate(batches) for j in range(len(batch.h))]
+        return Weighted(batches, [places[k] for k in chosen.tolist()], weights, log_evidence, kernel)
+
+    @property
+    def h(self) -> Tensor:
+        """Of the points [points, q]."""
+        return torch.stack([self.batches[i].h[j] for i, j in self.places])
 
 
 def find_hyper_mode(surface: HyperSurface) -> HyperMode:

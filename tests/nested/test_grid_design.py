@@ -81,8 +81,7 @@ def mixed(size: int) -> Tensor:
 
 def moments(found: Weighted) -> tuple[Tensor, Tensor]:
     """Means and sds of the points."""
-    places = zip(found.batch.tolist(), found.row.tolist(), strict=True)
-    h = torch.stack([found.points[i].h[j] for i, j in places])
+    h = found.h
     mean = found.weights @ h
     return mean, (found.weights @ (h - mean).square()).sqrt()
 
@@ -201,7 +200,7 @@ def test_two_points_that_fail_are_an_end_and_that_is_told():
     with pytest.warns(pl.LaplaceWarning, match="at 2 of "):
         found = on_grid(surface, mode)
     assert surface.asked < 2 * asked
-    assert max(float(batch.h.max()) for batch in found.points) < float(edge) + 3 * settings.grid_step
+    assert max(float(batch.h.max()) for batch in found.batches) < float(edge) + 3 * settings.grid_step
 
 
 def test_a_point_that_failed_where_nothing_weighs_is_not_told():
