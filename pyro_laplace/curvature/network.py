@@ -1,4 +1,4 @@
-"""Whether a program is a network, whose curvature is Gauss-Newton's: that of the program linear in its weights."""
+"""Whether a program is a network, whose curvature is Gauss-Newton's, and which of its weights are its last layer."""
 
 from collections.abc import Callable, Collection
 
@@ -8,9 +8,10 @@ from torch import Tensor
 from pyro_laplace._autodiff import hessian, puller, push_forward, unit_rows
 from pyro_laplace._compat.pyro import undisturbed
 from pyro_laplace._typing import Matrix, Theta
-from pyro_laplace.likelihood import likelihood_of
+from pyro_laplace.likelihood import Likelihood, likelihood_of
 from pyro_laplace.program.chunks import Chunk
 from pyro_laplace.program.program import Program
+from pyro_laplace.program.sites import coordinates_of
 from pyro_laplace.settings import settings
 
 
@@ -36,12 +37,7 @@ def is_network(program: Program, theta: Theta, chunk: Chunk, among: Collection[s
     if len(sites) < 2:
         return False
 
-    def predictors(at: Theta) -> Tensor:
-        run = program.run(at, chunk)
-        known = [likelihood_of(site.fn) for name, site in run.observed.items() if name not in program.derived]
-        eta = [each.link().flatten() for each in known if each is not None]
-        return torch.cat(eta) if eta else at.new_zeros(1)
-
+    predictors = _predictors_at(program, chunk)
     with undisturbed(), torch.no_grad():
         try:
             value, pull = puller(predictors, theta)
@@ -56,6 +52,63 @@ def is_network(program: Program, theta: Theta, chunk: Chunk, among: Collection[s
         pairs = [(one, other) for k, one in enumerate(sites) for other in sites[:k]]
         pairs = [pair for pair in pairs if bool((mixed[pair] > settings.network_mixed).any())]
         return any(_multiplies(predictors, theta, size, mixed, pair) for pair in pairs)
+
+
+def readout_of(program: Program, chunk: Chunk, among: Collection[str]) -> tuple[str, ...]:
+    """The last sites in which the predictors of the data are linear together, at given values of all others.
+
+    Of a network these are the weights and biases of its last layer. Measured by second derivatives at a random point.
+
+    Args:
+        program: the traced program, of few coordinates.
+        chunk: some data.
+        among: the sites that count, the others held.
+
+    Returns:
+        names of the sites, in trace order; none where the predictors bend in each of them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start = program.start
+    theta = start + torch.randn(start.shape, generator=generator, dtype=torch.float64).to(start)
+    predictors = _predictors_at(program, chunk, centred=True)
+    with undisturbed(), torch.no_grad():
+        try:
+            weights = torch.randn(predictors(theta).shape, generator=generator, dtype=torch.float64).to(start)
+            bends = hessian(lambda at: weights @ predictors(at), theta).abs()
+        except RuntimeError:  # what torch.func cannot run
+            return ()
+    flat = float(bends.max()) * settings.rounding * torch.finfo(start.dtype).eps
+    chosen: list[str] = []
+    for name in reversed([name for name in program.latents if name in among]):
+        index = coordinates_of(program.latents, [name, *chosen])
+        if float(bends[index[:, None], index].max()) <= flat:
+            chosen.append(name)
+    return tuple(reversed(chosen))
+
+
+def _predictors_at(program: Program, chunk: Chunk, centred: bool = False) -> Callable[[Theta], Tensor]:
+    """What the links of the data are applied to, as a function of theta [predictors].
+
+    Args:
+        program: the traced program.
+        chunk: some data.
+        centred: whether logits that have been normalised, which is not linear, are taken from their mean.
+
+    Returns:
+        the function.
+    """
+
+    def of(each: Likelihood) -> Tensor:
+        eta = each.link()
+        return eta - eta.mean(-1, keepdim=True) if centred and each.family.shift_invariant else eta
+
+    def predictors(at: Theta) -> Tensor:
+        run = program.run(at, chunk)
+        known = [likelihood_of(site.fn) for name, site in run.observed.items() if name not in program.derived]
+        eta = [of(each).flatten() for each in known if each is not None]
+        return torch.cat(eta) if eta else at.new_zeros(1)
+
+    return predictors
 
 
 def _multiplies(

@@ -91,8 +91,9 @@ def draw_from(guide: Any, program: Program, data: Data, num_samples: int) -> Dra
     """
     if isinstance(guide, AutoLaplace | LaplaceMixture):
         with torch.no_grad():
-            theta = guide.sample_theta(num_samples)
-            return Drawn(theta, Blend(around(guide, program, data)).log_prob(theta))
+            theta, blend = guide.sample_theta(num_samples), Blend(around(guide, program, data))
+            join = guide.log_density_by if isinstance(guide, LaplaceMixture) else None
+            return Drawn(theta, blend.log_prob(theta, join))
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None and not list(guide.children()):
         raise InvalidOption(f"this {type(guide).__name__} has never been run: train it first")
     return _of_any(guide, program, data.first(), num_samples)

@@ -14,6 +14,7 @@ from pyro_laplace.data import as_data
 from pyro_laplace.diagnostics.correction import correct
 from pyro_laplace.diagnostics.drawn import around, log_prior_of_held, program_at, refuse_without_density
 from pyro_laplace.diagnostics.weights import Weights
+from pyro_laplace.draws.systematic import systematic
 from pyro_laplace.program.sites import unpack
 from pyro_laplace.settings import settings
 
@@ -113,7 +114,7 @@ def importance_resample(
                 count *= 4
                 found = correct(loop, parts, count, moment_matching, progress)
             held = log_prior_of_held(guide, loop)
-        values = unpack(program.latents, found.theta[_systematic(found.weights.normalised, num_samples)])
+        values = unpack(program.latents, found.theta[_resampled(found.weights.normalised, num_samples)])
     draws = ImportanceDraws(values, found.weights, held)
     if not draws.exact:
         warnings.warn(
@@ -126,11 +127,10 @@ def importance_resample(
     return draws
 
 
-def _systematic(weights: Tensor, count: int) -> Tensor:
-    """Which draws a systematic resample takes, in random order (Kitagawa 1996)."""
-    offsets = (torch.arange(count, dtype=torch.float64) + torch.rand((), dtype=torch.float64)) / count
-    chosen = torch.searchsorted(weights.cumsum(0).cpu(), offsets).clamp(max=len(weights) - 1)
-    return chosen[torch.randperm(count)].to(weights.device)
+def _resampled(weights: Tensor, count: int) -> Tensor:
+    """Which draws a systematic resample takes, in random order."""
+    chosen = systematic(weights, count, float(torch.rand((), dtype=torch.float64)))
+    return chosen[torch.randperm(count).to(chosen.device)]
 
 
 def _check_count(option: str, value: Any, least: int = 1) -> None:

@@ -103,7 +103,8 @@ def search_rows(expand: Expand, x: Tensor, h: Tensor, eps: float, steps: int | N
     damping = x.new_zeros(count)
     best = x.new_full((count,), torch.inf)  # the smallest decrement of each row
     active = at.value.isfinite()
-    factors, scales = torch.eye(size).to(x).repeat(count, 1, 1), torch.ones_like(x)
+    eye = torch.eye(size).to(x)
+    factors, scales = eye.repeat(count, 1, 1), torch.ones_like(x)
     found = torch.zeros(count, dtype=torch.bool, device=x.device)
     for _ in range(settings.inner_steps if steps is None else steps):
         rows = active.nonzero()[:, 0]
@@ -139,6 +140,7 @@ def search_rows(expand: Expand, x: Tensor, h: Tensor, eps: float, steps: int | N
         damping[taken] = torch.where(less < settings.inner_damping, 0.0, less)
         worse = rows[~better & ~rounded]
         damping[worse] = (10 * damping[worse]).clamp(min=settings.inner_damping)
+    factors[~found] = eye  # what was factorised last there may be singular
     return Modes(x, at.value, scales, factors, found)
 
 

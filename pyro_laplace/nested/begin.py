@@ -1,7 +1,7 @@
 """What is asked of a nested approximation, checked once: the hyper sites, and how the inner problem is solved."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from pyro_laplace._errors import InvalidOption, LaplaceWarning, NotAMode, check_option
 from pyro_laplace._typing import Theta
 from pyro_laplace.capture.loop import Loop
-from pyro_laplace.curvature.network import is_network
+from pyro_laplace.curvature.network import is_network, readout_of
 from pyro_laplace.curvature.table import CURVATURES
 from pyro_laplace.data import Data
-from pyro_laplace.inner.conditional import Conditional, chosen_sites, refuse_inner_parents, tamed
+from pyro_laplace.inner.conditional import Conditional, chosen_sites, parents_of, refuse_inner_parents, tamed
 from pyro_laplace.inner.dense import DenseInner
 from pyro_laplace.inner.problem import Inner
 from pyro_laplace.inner.searched import SearchedInner
@@ -40,11 +40,13 @@ class Nesting:
         of: the conditional density; its program starts where an inner mode is.
         inner: the way.
         reasons: why each hyper site is one, where they were found and not named.
+        layers: weights of a network, under its last layer, that are explored with the hyper sites.
     """
 
     of: Conditional
     inner: Inner
     reasons: Mapping[str, Reason]
+    layers: tuple[str, ...] = ()
 
 
 def begin(
@@ -54,6 +56,7 @@ def begin(
     structure: Structure,
     curvature: str,
     everything: bool,
+    layers: float = 0.0,
 ) -> Nesting:
     """Check the options, split the program, and find a first inner mode.
 
@@ -64,6 +67,8 @@ def begin(
         structure: of the inner precision, or "auto".
         curvature: of the log likelihood, or "auto".
         everything: whether "auto" may find that all sites are hyper sites.
+        layers: the work, in numbers made at one move of particles, up to which a small network's weights under its last
+            layer are explored with the hyper sites.
 
     Returns:
         the program split.
@@ -90,16 +95,30 @@ def begin(
     else:
         names = chosen_sites("hyper", hyper, tuple(program.latents))
         refuse_inner_parents(program, names, next(loop.chunks()))
-    _tell_of_shared(program, loop, names)
     of = Conditional.of(loop, names)
+    under = _under_readout(of, layers) if layers else ()
+    if under:
+        of = Conditional.of(loop, tuple(name for name in program.latents if name in names or name in under))
+    _tell_of_shared(of)
     inner = _inner_problem(of, structure, curvature)
-    return Nesting(*_with_mode(of, inner), reasons)
+    return Nesting(*_with_mode(of, inner), reasons, under)
 
 
-def _tell_of_shared(program: Program, loop: Loop, hyper: Collection[str]) -> None:
+def _under_readout(of: Conditional, most: float) -> tuple[str, ...]:
+    """The weights of a small network under its last layer, given which that is the weights of a linear model."""
+    program, rows = of.program, of.loop.few_rows()
+    if program.num_params > settings.small or not is_network(program, program.start, rows, of.inner):
+        return ()
+    readout = readout_of(program, rows, of.inner)
+    work = settings.particles * of.data_size * sum(program.latents[name].size for name in readout)
+    under = tuple(name for name in of.inner if name not in readout)
+    depends = {parent for parents in parents_of(program, under, of.chunks[0]).values() for parent in parents}
+    return () if not 0 < work <= most or depends.intersection(readout) else under
+
+
+def _tell_of_shared(of: Conditional) -> None:
     """Warn of an enumerated site that all data share: the inner density then has a mode for each of its values."""
-    shared = program.shared_discrete(next(loop.chunks()))
-    inner = [name for name in program.latents if name not in hyper]
+    shared, inner = of.program.shared_discrete(of.chunks[0]), list(of.inner)
     if shared and inner:
         warnings.warn(
             f"the enumerated site {shared[0]!r} is outside the data's plate, and all data share it: at given hyper "

@@ -3,6 +3,8 @@
 ``h ~ N(c, K)`` and ``x | h ~ N(m + J (h - c), H^-1)``: jointly Gaussian, held by the two roots.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,12 @@ class Node(Block):
         z_h = torch.linalg.solve_triangular(self.root, h.mT, upper=False).mT
         z_x = x if self.inner is None else self.inner.whiten(x - h @ self.response.mT)
         return torch.cat([z_h, z_x], -1).to(deviation)
+
+    def log_prob_of_inner(self, deviation: Draws) -> Tensor:
+        """``log N(x; J h, H^-1)`` of deviations of h and x, [draws]."""
+        white = self.whiten(deviation.double())[:, len(self.root) :]
+        volume = 0.0 if self.inner is None else 0.5 * self.inner.log_det()
+        return volume - 0.5 * (white.square() + math.log(2 * math.pi)).sum(1)
 
     def solve(self, vector: Tensor) -> Tensor:
         """``Sigma v``, with ``Sigma_hh = K``, ``Sigma_xh = J K`` and ``Sigma_xx = J K J' + H^-1``."""

@@ -7,18 +7,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pyro_laplace.draws.systematic import systematic
 from pyro_laplace.inner.one_loop import OneLoop, one_loop
 from pyro_laplace.inner.problem import InnerSolved
+from pyro_laplace.nested.components import HyperPoint, OuterPosterior
 from pyro_laplace.nested.correction import corrected
 from pyro_laplace.nested.design import by_weighted_draws
 from pyro_laplace.nested.grid import on_grid
-from pyro_laplace.nested.guide import HyperPoint, OuterPosterior
+from pyro_laplace.nested.particles import covariance_root, drawn_by_tempering
 from pyro_laplace.nested.skewed import quasi_uniform
 from pyro_laplace.nested.surface import (
     HyperMode,
     HyperSurface,
     Weighted,
     refuse_runaway,
+    refuse_uninformed,
     smoothing_kernel,
     tell_of_failed,
 )
@@ -45,6 +48,28 @@ def by_draws(surface: HyperSurface, mode: HyperMode, draw: Callable[[], Tensor])
     h = draw()
     even = torch.linspace(0, len(h) - 1, min(len(h), settings.outer_points)).round().long().unique()
     return _mixed(surface, _equally(surface, mode, h[even], _bridge(surface, h)), "nuts")
+
+
+def by_particles(surface: HyperSurface) -> OuterPosterior:
+    """At draws of the hyper sites' posterior by particles from their prior, with next to no kernel around each.
+
+    Where there are several modes, as of a network's weights, a kernel as wide as all of them would blur each.
+
+    Args:
+        surface: log p(y, h), of which gradients are to be had.
+
+    Returns:
+        the mixture.
+    """
+    found = drawn_by_tempering(surface)
+    points = surface.at(found.h)
+    root = covariance_root(found.h)
+    best = int(points.value.argmax())
+    mode = HyperMode(points.h[best], float(points.value[best]), root)
+    refuse_uninformed(surface, mode)
+    equal = torch.full_like(points.value, 1 / len(points.value))
+    kernel = settings.particle_kernel**2 * root @ root.mT
+    return _mixed(surface, Weighted.of([points], torch.arange(len(equal)), equal, found.log_evidence, kernel), "smc")
 
 
 def _equally(surface: HyperSurface, mode: HyperMode, h: Tensor, log_evidence: float) -> Weighted:
@@ -121,10 +146,7 @@ def _one_loops(surface: HyperSurface, found: Weighted) -> list[OneLoop]:
         return [OneLoop.none(surface.of.start[0])] * len(found.places)
     effort = 32 * surface.of.inner_index.numel() ** 2 * surface.of.data_size
     count = max(1, min(settings.one_loop_points, settings.one_loop_elements // max(1, effort)))
-    levels = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    chosen = (
-        torch.searchsorted(found.weights.cumsum(0).cpu(), levels).clamp(max=len(found.places) - 1).unique().tolist()
-    )
+    chosen = systematic(found.weights, count).unique().tolist()
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(found.kernel), found.h.mT, upper=False).mT
     nearest = torch.cdist(white, white[chosen]).argmin(1).tolist()
     some = [found.places[k] for k in chosen]
@@ -150,7 +172,5 @@ def _thinned(found: Weighted, surface: HyperSurface) -> Weighted:
     most = max(settings.outer_fewest, settings.outer_elements // max(1, surface.inner.elements))
     if len(found.weights) <= most:
         return found
-    levels = ((torch.arange(most, dtype=torch.float64) + 0.5) / most).to(found.weights)
-    chosen = torch.searchsorted(found.weights.cumsum(0), levels).clamp(max=len(found.weights) - 1)
-    unique, count = chosen.unique(return_counts=True)
+    unique, count = systematic(found.weights, most).unique(return_counts=True)
     return replace(found, places=[found.places[k] for k in unique.tolist()], weights=count.double() / most)

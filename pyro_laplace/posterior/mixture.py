@@ -179,6 +179,18 @@ class LaplaceMixture(AutoGuide):
         """The mode `[*batch, params]` of the component that theta `[*batch, params]` most probably came from."""
         return self.get_posterior().mode_of(theta)
 
+    def log_density_by(self, theta: Tensor, terms: Tensor) -> Tensor:
+        """The density by which draws theta `[draws, params]` are weighed [draws].
+
+        Args:
+            theta: draws of the mixture.
+            terms: ``log w_k q_k(theta)`` [components, draws].
+
+        Returns:
+            nats [draws].
+        """
+        return terms.logsumexp(0)
+
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site of the program; the arguments are ignored."""
         theta = pyro.sample(auxiliary_name(self, "latent"), self.get_posterior(), infer={"is_auxiliary": True})

@@ -1,7 +1,7 @@
 """Mixtures of elliptical densities of theta, to draw from and to weigh draws by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -47,10 +47,10 @@ class Blend:
                 term.masked_fill_(~each.holds(theta), -math.inf)
         return terms
 
-    def log_prob(self, theta: Tensor) -> Tensor:
-        """Log density of the mixture [draws]."""
-        rows = max(1, settings.together_elements // len(self.parts))
-        return torch.cat([self.log_terms(some).logsumexp(0) for some in theta.split(rows)])
+    def log_prob(self, theta: Tensor, join: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+        """Log density of the mixture [draws], or what else is to be made of theta and its `log_terms`."""
+        rows, join = max(1, settings.together_elements // len(self.parts)), join or _summed
+        return torch.cat([join(some, self.log_terms(some)) for some in theta.split(rows)])
 
     @cached_property
     def _distances(self) -> tuple[list[int], Distances]:
@@ -88,6 +88,10 @@ class Blend:
         """A mixture of two, with a share of the other."""
         own = [(each_share * (1 - share), each) for each_share, each in self.parts]
         return Blend([*own, *((each_share * share, each) for each_share, each in other.parts)])
+
+
+def _summed(theta: Tensor, terms: Tensor) -> Tensor:
+    return terms.logsumexp(0)
 
 
 def _fitted_to(ellipses: Sequence[Ellipse], theta: Tensor, weights: Tensor) -> list[Ellipse]:

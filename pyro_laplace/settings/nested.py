@@ -175,6 +175,52 @@ class Nested:
     outer_warmup: int = 300
     """Draws before these."""
 
+    particles: int = 400
+    """Of `outer="smc"`: means are right to a twentieth of a sd, and a batch of so many costs what ten do."""
+
+    particle_work: int = 2**20
+    """Numbers, those of all data for each weight of the last layer and each particle, up to which a network is small
+    enough that `outer="auto"` takes "smc": of seconds to two minutes, where a network of more takes many."""
+
+    particle_share: float = 0.5
+    """Effective share of them that a step from the prior to the posterior leaves."""
+
+    particle_moves: int = 2
+    """Moves after each such step."""
+
+    particle_settling: int = 10
+    """Moves of a round under the posterior, before any are kept."""
+
+    particle_rounds: int = 6
+    """Most of these rounds: they go on while the density rises."""
+
+    particle_rising: float = 3.0
+    """Standard errors from which its mean is taken to rise in a round."""
+
+    particle_kept: int = 1
+    """Moves under the posterior whose particles are all kept."""
+
+    particle_path: float = 1.2
+    """Length of a move's path, in sd of the cloud: what lies a quarter turn away is independent, at 1.6."""
+
+    particle_leaps: int = 16
+    """Most steps of one path."""
+
+    particle_jitter: float = 0.3
+    """By which share the steps of single particles are longer or shorter, so that no path is a full turn for all."""
+
+    particle_lost: float = 100.0
+    """Nats of the density that a path may fall by, and still come back."""
+
+    particle_accepted: float = 0.8
+    """Share of accepted moves that the step aims at."""
+
+    particle_rate: float = 1.0
+    """How fast it follows: the logarithm's change for a share that is off by one."""
+
+    particle_kernel: float = 2e-3
+    """Sd of the kernel around each, in sd of all: enough for a density, and nothing beside the spread."""
+
     kernel_most: float = 0.5
     """Most of the hyper sites' variance, in any direction, that is that of the kernel around the points."""
 

@@ -7,7 +7,7 @@ import torch
 
 import pyro_laplace as pl
 from pyro_laplace.capture.loop import Loop
-from pyro_laplace.curvature.network import is_network
+from pyro_laplace.curvature.network import is_network, readout_of
 from pyro_laplace.data import as_data
 from pyro_laplace.program.program import Program
 
@@ -121,3 +121,56 @@ def test_what_an_index_pairs_is_no_network(model):
 def test_a_discrimination_times_an_ability_has_exact_hessians():
     y = torch.bernoulli((PERSON - 6.0 - ITEM + 2.0).mul(0.5).sigmoid())
     assert pl.fit_laplace(two_parameters, (PERSON, ITEM, y), progress=False).curvature == "hessian"
+
+
+# --- the last layer ---------------------------------------------------------------------------------
+
+
+def last_layer(model, data) -> tuple[str, ...]:
+    data = as_data(data)
+    program = Program.trace(model, data)
+    return readout_of(program, Loop(program, data).few_rows(), tuple(program.latents))
+
+
+def classes(x, y=None):
+    hidden = torch.relu(x @ weights("w1", 1, 5) + weights("b1", 5))
+    logits = torch.tanh(hidden @ weights("w2", 5, 4)) @ weights("w3", 4, 3) + weights("b3", 3)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+
+def two_linear_layers(x, y=None):
+    """Either would do, and the last is taken."""
+    f = x @ weights("w1", 1, 4) @ weights("w2", 4, 1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(f.squeeze(-1), 0.1), obs=y)
+
+
+def positive_last_layer(x, y=None):
+    """Of weights whose logarithms are the coordinates, the predictor bends in each."""
+    f = torch.tanh(x @ weights("w1", 1, 4)) @ pyro.sample("w2", dist.LogNormal(torch.zeros(4), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(f, 0.1), obs=y)
+
+
+def skip(x, y=None):
+    """What goes past the hidden layer is as linear as what goes through it."""
+    f = torch.tanh(x @ weights("w1", 1, 4)) @ weights("w2", 4, 1) + x @ weights("past", 1, 1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(f.squeeze(-1), 0.1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (hidden_layer, ("w2",)),
+        (classes, ("w3", "b3")),
+        (two_linear_layers, ("w2",)),
+        (positive_last_layer, ()),
+        (skip, ("w2", "past")),
+    ],
+)
+def test_the_last_layer_is_what_the_predictors_are_linear_in(model, found):
+    x = torch.linspace(-2, 2, 9).unsqueeze(-1)
+    y = torch.arange(9) % 3 if model is classes else torch.sin(x[:, 0])
+    assert last_layer(model, (x, y)) == found

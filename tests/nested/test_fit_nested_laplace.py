@@ -132,6 +132,26 @@ def test_hierarchies_are_right_from_defaults(name, monkeypatch):
         assert np.abs(np.log(drawn.std(0).numpy() / sd)).max() < 0.1, site
 
 
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no references at {SHARED}")
+def test_a_network_is_right_in_function_space_from_defaults(monkeypatch):
+    monkeypatch.syspath_prepend(str(SHARED))
+    monkeypatch.delitem(sys.modules, "programs", raising=False)
+    import programs
+
+    model, data = programs.PROGRAMS["network_1_8_1"], programs.load("network_1_8_1")
+    monkeypatch.delitem(sys.modules, "programs")
+    truth = json.loads((SHARED / "refs" / "network_1_8_1.json").read_text())
+    guide = pl.fit_nested_laplace(model, data, progress=False)
+    noise = guide.sample_posterior(8_000)["noise"]
+    own = truth["sites"]["noise"]["unconstrained"]
+    assert abs(float(noise.log().mean()) - own["mean"]) < 0.15 * own["sd"]
+    assert abs(math.log(float(noise.log().std()) / own["sd"])) < 0.15
+    mean, sd = (torch.tensor(truth["function"][each]) for each in ("mean", "sd"))
+    y = pl.LinearizedPredictive(model, guide)(torch.tensor(truth["inputs"]))["y"]
+    assert float(((y.mean - mean) / sd).abs().max()) < 0.15
+    assert float(((y.variance - noise.square().mean()).sqrt() / sd).log().abs().max()) < 0.15
+
+
 # --- the guide --------------------------------------------------------------------------------------
 
 
@@ -230,7 +250,7 @@ def test_a_network_has_its_weights_by_gauss_newton_on_a_grid(monkeypatch):
         monkeypatch.setattr(settings, name, value)
     x = torch.linspace(-2, 2, 20)
     y = torch.tanh(1.5 * x) + 0.1 * torch.randn(20)
-    guide = pl.fit_nested_laplace(network, (x, y), progress=False)
+    guide = pl.fit_nested_laplace(network, (x, y), outer="grid", progress=False)
     assert guide.hyper == ("scale", "noise")
     assert guide.curvature == "ggn"
     assert 0.06 < float(guide.median()["noise"]) < 0.2
