@@ -4,7 +4,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -135,11 +134,9 @@ def _hyper_sites(case: Case) -> tuple[str, ...]:
     """Sites that nested Laplace would explore, of a hierarchy; none of what is no hierarchy, or is nested already."""
     if isinstance(case.guide, NestedLaplace) or case.loop.program.nesting is not None or heaviest(case.guide) is None:
         return ()
-    with suppress(InvalidOption):  # there are none
-        found = find_hyper(case.loop.program, next(case.loop.chunks()))
-        if any(reason.kind in (PRIOR, PREDICTOR) for reason in found.values()) and len(found) < len(case.random):
-            return tuple(found)
-    return ()
+    found = find_hyper(case.loop.program, next(case.loop.chunks()))
+    scales = any(reason.kind in (PRIOR, PREDICTOR) for reason in found.values())
+    return tuple(found) if scales and len(found) < len(case.random) else ()
 
 
 def _at_mode(guide: Any, loop: Loop) -> AtMode | None:

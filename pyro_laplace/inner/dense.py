@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_laplace.inner.conditional import Conditional
 from pyro_laplace.inner.newton_rows import Expand, Modes, search_rows
 from pyro_laplace.inner.problem import Inner, InnerSolved, Memory
-from pyro_laplace.inner.rows import Slopes, expanded, slopes_of
+from pyro_laplace.inner.rows import Slopes, expanded, mixed_of, moving_gradients, slopes_of
 from pyro_laplace.structure.block import Block
 from pyro_laplace.structure.dense import Dense
 
@@ -76,24 +76,27 @@ class DenseSolved(InnerSolved):
         return slopes_of(self.of, self.x, self.h, torch.eye(self.x.shape[1]).to(self.x), self.modes.inverse())
 
     @cached_property
-    def _solved(self) -> Tensor:
-        """H^-1 of ``d log det H / dx`` and of ``d^2 log p / dh dx``, all rows at once [b, 1 + q, i]."""
-        return self.modes.solve(torch.cat([self.slopes.log_det_x.unsqueeze(1), self.slopes.mixed], 1))
+    def _along(self) -> Tensor:
+        """``H^-1 d log det H / dx`` [b, i]."""
+        return self.modes.solve(self.slopes.log_det_x.unsqueeze(1))[:, 0]
+
+    @cached_property
+    def _responses(self) -> Tensor:
+        """``dx* / dh`` transposed, of all rows at once [b, q, i]."""
+        return self.modes.solve(mixed_of(self.of, self.x, self.h))
 
     def gradient(self) -> Tensor:
         """``d log p / dh - 1/2 (d log det H / dh + (dx* / dh)' d log det H / dx)``."""
-        found = self.slopes
-        along = (found.mixed * self._solved[:, :1]).sum(-1)
-        gradient = found.log_joint_h - 0.5 * (found.log_det_h + along)
+        gradient = moving_gradients(self.of, self.x, self.h, self._along) - 0.5 * self.slopes.log_det_h
         return torch.where(self.value.isfinite().unsqueeze(-1), gradient, 0.0)
 
     def response(self, row: int) -> Tensor:
         """``H^-1 d^2 log p / dx dh``."""
-        return self._solved[row, 1:].mT
+        return self._responses[row].mT
 
     def shift(self, row: int) -> Tensor:
         """``-1/2 H^-1 d log det H / dx``: where the density falls slower on one side, the mean lies on that side."""
-        return -0.5 * self._solved[row, 0]
+        return -0.5 * self._along[row]
 
     def block(self, row: int) -> Block:
         """H."""

@@ -99,26 +99,22 @@ def prior_gradients(of: Conditional, h: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Slopes:
-    """Derivatives at inner modes by which these and log det H follow h.
+    """How log det H follows x and h at inner modes.
 
     Attributes:
-        log_joint_h: of log p(y, x | h) in h [b, q].
-        log_det_x: of ``sum_ij W_ij H_ij`` in x [b, i].
+        log_det_x: gradient of ``sum_ij W_ij H_ij`` in x [b, i].
         log_det_h: of the same in h [b, q].
-        mixed: ``d^2 log p / dh dx`` [b, q, i].
     """
 
-    log_joint_h: Tensor
     log_det_x: Tensor
     log_det_h: Tensor
-    mixed: Tensor
 
 
 def slopes_of(of: Conditional, x: Tensor, h: Tensor, seeds: Tensor, weights: Tensor) -> Slopes:
-    """Gradients of the log joint and of ``sum_c w_c' H(x, h) d_c``, H being minus its Hessian in x.
+    """Gradients of ``sum_c w_c' H(x, h) d_c``, H being minus the log joint's Hessian in x.
 
-    With ``D = I`` and ``W = H^-1`` at the point the latter is the gradient of log det H, of third derivatives. Of a
-    sparse H a few columns D do, sums of unit vectors whose entries of H fall apart.
+    With ``D = I`` and ``W = H^-1`` at the point that is the gradient of log det H, of third derivatives. Of a sparse H
+    a few columns D do, sums of unit vectors whose entries of H fall apart.
 
     Args:
         of: the conditional density.
@@ -130,51 +126,82 @@ def slopes_of(of: Conditional, x: Tensor, h: Tensor, seeds: Tensor, weights: Ten
     Returns:
         the slopes.
     """
-    (size, hyper), unit = (x.shape[1], h.shape[1]), torch.eye(h.shape[1]).to(h)
 
     def row(x: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        return slopes_at(of, x, h, seeds, weights)
+        def curved(x: Tensor, h: Tensor) -> Tensor:
+            pull = torch.func.vjp(torch.func.grad(lambda at: -of.log_joint(at, h)), x)[1]
+            return (torch.func.vmap(lambda row: pull(row)[0])(seeds) * weights).sum()
+
+        return torch.func.grad(curved, argnums=(0, 1))(x, h)
 
     def by_hand(x: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             x, h = x.detach().requires_grad_(), h.detach().requires_grad_()
-            of_x, of_h = _gradients_of(of.log_joint(x, h), (x, h))
+            (of_x,) = _gradients_of(of.log_joint(x, h), (x,))
             third = _gradients_of(-(_hessian_rows(of_x, x, seeds) * weights).sum(), (x, h))
-            mixed = _hessian_rows(of_h, x, unit)
-        return of_h.detach(), *(each.detach() for each in third), mixed.detach()
+        return tuple(each.detach() for each in third)
 
-    if not size:
-        return Slopes(_first_slopes(of, x, h), torch.zeros_like(x), torch.zeros_like(h), x.new_zeros(len(x), hyper, 0))
-    shapes = [(hyper,), (size,), (hyper,), (hyper, size)]
-    found = _each(row, by_hand, (x, h, weights), shapes, 16 * (len(seeds) + hyper) * of.data_size)
-    return Slopes(found[0], found[1], found[2], found[3])
+    if not x.shape[1]:
+        return Slopes(torch.zeros_like(x), torch.zeros_like(h))
+    shapes = [(x.shape[1],), (h.shape[1],)]
+    return Slopes(*_each(row, by_hand, (x, h, weights), shapes, 16 * len(seeds) * of.data_size))
 
 
-def slopes_at(
-    of: Conditional, x: Tensor, h: Tensor, seeds: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `Slopes` holds, at one row x [i], h [hyper] with weights [c, i]."""
+def moving_gradients(of: Conditional, x: Tensor, h: Tensor, along: Tensor) -> Tensor:
+    """Gradients in h of ``log p(y, x | h) - 1/2 v' d log p / dx``.
 
-    def curved(x: Tensor, h: Tensor) -> Tensor:
-        pull = torch.func.vjp(torch.func.grad(lambda at: -of.log_joint(at, h)), x)[1]
-        return (torch.func.vmap(lambda row: pull(row)[0])(seeds) * weights).sum()
+    With ``v = H^-1 d log det H / dx`` the second term is half of what log det H changes by as the mode follows h.
 
-    of_x, of_h = torch.func.grad(curved, argnums=(0, 1))(x, h)
-    first, pull = torch.func.vjp(lambda at: torch.func.grad(of.log_joint, argnums=1)(at, h), x)[:2]
-    unit = torch.eye(len(h)).to(h)
-    return first, of_x, of_h, torch.func.vmap(lambda row: pull(row)[0])(unit)
+    Args:
+        of: the conditional density.
+        x: [b, i].
+        h: [b, q].
+        along: v [b, i].
+
+    Returns:
+        the gradients [b, q].
+    """
+
+    def row(x: Tensor, h: Tensor, along: Tensor) -> tuple[Tensor, ...]:
+        def moving(h: Tensor) -> Tensor:
+            gradient, value = torch.func.grad_and_value(lambda at: of.log_joint(at, h))(x)
+            return value - 0.5 * gradient @ along
+
+        return (torch.func.grad(moving)(h),)
+
+    def by_hand(x: Tensor, h: Tensor, along: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            x, h = x.detach().requires_grad_(), h.detach().requires_grad_()
+            value = of.log_joint(x, h)
+            (of_x,) = _gradients_of(value, (x,))
+            (found,) = _gradients_of(value - 0.5 * of_x @ along, (h,))
+        return (found.detach(),)
+
+    return _each(row, by_hand, (x, h, along), [(h.shape[1],)], 16 * of.data_size)[0]
 
 
-def _first_slopes(of: Conditional, x: Tensor, h: Tensor) -> Tensor:
+def mixed_of(of: Conditional, x: Tensor, h: Tensor) -> Tensor:
+    """``d^2 log p / dh dx`` at rows x [b, i], h [b, q], [b, q, i]: along the fewer of both."""
+    (size, hyper), less = (x.shape[1], h.shape[1]), x.shape[1] <= h.shape[1]
+    unit = torch.eye(min(size, hyper)).to(h)
+
     def row(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-        return (torch.func.grad(of.log_joint, argnums=1)(x, h),)
+        if less:
+            pull = torch.func.vjp(lambda at: torch.func.grad(of.log_joint)(x, at), h)[1]
+            return (torch.func.vmap(lambda row: pull(row)[0])(unit).mT,)
+        pull = torch.func.vjp(lambda at: torch.func.grad(of.log_joint, argnums=1)(at, h), x)[1]
+        return (torch.func.vmap(lambda row: pull(row)[0])(unit),)
 
     def by_hand(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            leaf = h.detach().requires_grad_()
-            return (_gradients_of(of.log_joint(x, leaf), (leaf,))[0].detach(),)
+            x, h = x.detach().requires_grad_(), h.detach().requires_grad_()
+            of_x, of_h = _gradients_of(of.log_joint(x, h), (x, h))
+            found = _hessian_rows(of_x, h, unit).mT if less else _hessian_rows(of_h, x, unit)
+        return (found.detach(),)
 
-    return _each(row, by_hand, (x, h), [(h.shape[1],)], 8 * of.data_size)[0]
+    if not size:
+        return x.new_zeros(len(x), hyper, 0)
+    return _each(row, by_hand, (x, h), [(hyper, size)], 16 * len(unit) * of.data_size)[0]
 
 
 def _gradients_of(value: Tensor, leaves: tuple[Tensor, ...], along: Tensor | None = None) -> list[Tensor]:

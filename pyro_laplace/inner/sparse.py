@@ -13,7 +13,7 @@ from pyro_laplace._compat.torch import LinAlgError
 from pyro_laplace._errors import LaplaceError
 from pyro_laplace.inner.conditional import Conditional
 from pyro_laplace.inner.problem import Inner, InnerSolved, Memory
-from pyro_laplace.inner.rows import Slopes, slopes_of
+from pyro_laplace.inner.rows import Slopes, mixed_of, moving_gradients, slopes_of
 from pyro_laplace.settings import settings
 from pyro_laplace.sparse.compression import Compression
 from pyro_laplace.sparse.factor import SparseIndefinite
@@ -174,14 +174,14 @@ class SparseSolved(InnerSolved):
     def slopes(self, row: int) -> Slopes:
         """Derivatives at one mode, made once; W are entries of the selected inverse."""
         if row not in self._slopes:
-            found = self.found[row]
-            assert found is not None
-            point, block = found
-            weights = self.compression.weights(block.covariance_at(self.compression.row, self.compression.col))
-            seeds = self.compression.seeds.to(self.x)
-            x, h = point.x.unsqueeze(0), self.h[row].unsqueeze(0)
-            self._slopes[row] = slopes_of(self.of, x, h, seeds, weights.unsqueeze(0).to(x))
+            inverse = self.block(row).covariance_at(self.compression.row, self.compression.col)
+            weights, seeds = self.compression.weights(inverse).unsqueeze(0), self.compression.seeds
+            self._slopes[row] = slopes_of(self.of, *self._at(row), seeds.to(self.x), weights.to(self.x))
         return self._slopes[row]
+
+    def _at(self, row: int) -> tuple[Tensor, Tensor]:
+        """x [1, i] and h [1, q] of one row."""
+        return self.x[row : row + 1], self.h[row : row + 1]
 
     def gradient(self) -> Tensor:
         """As with dense Hessians, the trace of ``H^-1 dH`` summed over the entries of H."""
@@ -190,14 +190,14 @@ class SparseSolved(InnerSolved):
             if found is None:
                 rows.append(torch.zeros_like(self.h[number]))
                 continue
-            of = self.slopes(number)
-            moved = found[1].solve(of.log_det_x)[0]
-            rows.append(of.log_joint_h[0] - 0.5 * (of.log_det_h[0] + of.mixed[0] @ moved))
+            slopes = self.slopes(number)
+            moving = moving_gradients(self.of, *self._at(number), found[1].solve(slopes.log_det_x))
+            rows.append((moving - 0.5 * slopes.log_det_h)[0])
         return torch.stack(rows)
 
     def response(self, row: int) -> Tensor:
         """``H^-1 d^2 log p / dx dh``."""
-        return self.block(row).solve(self.slopes(row).mixed[0]).mT
+        return self.block(row).solve(mixed_of(self.of, *self._at(row))[0]).mT
 
     def shift(self, row: int) -> Tensor:
         """``-1/2 H^-1 d log det H / dx``."""

@@ -82,9 +82,8 @@ def begin(
     program = Program.trace(model, data)
     program.visit(data)
     loop = Loop(program, data)
-    reasons: Mapping[str, Reason] = {}
+    reasons = find_hyper(program, loop.few_rows()) if hyper == "auto" else {}
     if hyper == "auto":
-        reasons = find_hyper(program, loop.few_rows())
         names = tuple(reasons)
         if len(names) == len(program.latents) and not everything:
             raise InvalidOption(
@@ -97,6 +96,12 @@ def begin(
         refuse_inner_parents(program, names, next(loop.chunks()))
     of = Conditional.of(loop, names)
     under = _under_readout(of, layers) if layers else ()
+    if not names and not under:
+        raise InvalidOption(
+            "hyper='auto' found none: no latent site of a few coordinates sets the scale of others, multiplies them in "
+            f"the predictor, or is the noise of the data (the latent sites are {list(program.latents)}). Such a "
+            "program is pl.fit_laplace's; or name them, hyper=[...]"
+        )
     if under:
         of = Conditional.of(loop, tuple(name for name in program.latents if name in names or name in under))
     _tell_of_shared(of)

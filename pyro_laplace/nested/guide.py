@@ -123,8 +123,9 @@ class NestedLaplace(LaplaceMixture):
     def __repr__(self) -> str:
         """The hyper sites with the reasons, and how they were explored."""
         told = [f"{name!r} ({self.reasons[name]})" if name in self.reasons else repr(name) for name in self.hyper]
+        hyper = ", ".join(told) or "none"
         layers = f"; with them the layers {', '.join(map(repr, self.layers))}" if self.layers else ""
         return (
-            f"NestedLaplace(hyper: {', '.join(told)}{layers}; outer={self.outer!r}, {len(self.weights)} points, "
+            f"NestedLaplace(hyper: {hyper}{layers}; outer={self.outer!r}, {len(self.weights)} points, "
             f"log_evidence={self.log_evidence:.3f})"
         )

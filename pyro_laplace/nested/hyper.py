@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pyro_laplace._compat.pyro import undisturbed
-from pyro_laplace._errors import InvalidOption
 from pyro_laplace.inner.conditional import parents_of, run_of_leaves, tamed
 from pyro_laplace.likelihood import Likelihood, likelihood_of
 from pyro_laplace.program.chunks import Chunk
@@ -53,9 +52,6 @@ def find_hyper(program: Program, chunk: Chunk) -> dict[str, Reason]:
 
     Returns:
         site name to reason, in trace order.
-
-    Raises:
-        InvalidOption: if there is none, saying what to do.
     """
     few = {name for name, latent in program.latents.items() if latent.size <= settings.hyper_coordinates}
     found: dict[str, Reason] = {}
@@ -78,12 +74,6 @@ def find_hyper(program: Program, chunk: Chunk) -> dict[str, Reason]:
             if parent not in found:
                 found[parent] = Reason(PARENT, (child,))
                 pending.append(parent)
-    if not found:
-        raise InvalidOption(
-            "hyper='auto' found none: no latent site of a few coordinates sets the scale of others, multiplies them in "
-            f"the predictor, or is the noise of the data (the latent sites are {list(program.latents)}). Such a "
-            "program is pl.fit_laplace's; or name them, hyper=[...]"
-        )
     return {name: found[name] for name in program.latents if name in found}
 
 

@@ -157,6 +157,20 @@ def test_its_file_keeps_the_layers(guide, target, tmp_path):
     assert torch.equal(again.weights, guide.weights)
 
 
+def test_a_network_of_fixed_scales_has_layers_alone(target):
+    def model(x, y=None):
+        with pyro.poutine.block(hide=["noise"]), pyro.condition(data={"noise": torch.tensor(0.2)}):
+            network(x, y)
+
+    with pl.settings.using(particles=100):
+        found = pl.fit_nested_laplace(model, (X, target["y"]), progress=False)
+    assert (found.outer, found.hyper, found.layers, found.hyper_points) == ("smc", (), ("w1",), {})
+    assert repr(found).startswith("NestedLaplace(hyper: none; with them the layers 'w1'; outer='smc'")
+    mean, sd = target["f"]
+    predicted = pl.LinearizedPredictive(model, found)(OF_X)["y"].mean
+    assert float(((predicted - mean) / sd).abs().max()) < 0.5
+
+
 def test_a_larger_network_or_a_structure_asked_for_goes_by_gauss_newton(target, monkeypatch):
     quick = {"grid_step": 0.9, "grid_drop": 3.0, "grid_fewest": 1, "inner_starts": 2, "inner_draws": 6}
     for name, value in quick.items():
