@@ -178,7 +178,7 @@ class Nested:
     particles: int = 400
     """Of `outer="smc"`: means are right to a twentieth of a sd, and a batch of so many costs what ten do."""
 
-    particle_work: int = 2**20
+    particle_work: int = 2**21
     """Numbers, those of all data for each weight of the last layer and each particle, up to which a network is small
     enough that `outer="auto"` takes "smc": of seconds to two minutes, where a network of more takes many."""
 
