@@ -73,7 +73,9 @@ def readout_of(program: Program, chunk: Chunk, among: Collection[str]) -> tuple[
     predictors = _predictors_at(program, chunk, centred=True)
     with undisturbed(), torch.no_grad():
         try:
-            weights = torch.randn(predictors(theta).shape, generator=generator, dtype=torch.float64).to(start)
+            value, pull = puller(predictors, theta)
+            weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+            moved = pull(weights) != 0
             bends = hessian(lambda at: weights @ predictors(at), theta).abs()
         except RuntimeError:  # what torch.func cannot run
             return ()
@@ -81,7 +83,7 @@ def readout_of(program: Program, chunk: Chunk, among: Collection[str]) -> tuple[
     chosen: list[str] = []
     for name in reversed([name for name in program.latents if name in among]):
         index = coordinates_of(program.latents, [name, *chosen])
-        if float(bends[index[:, None], index].max()) <= flat:
+        if bool(moved[program.latents[name].slice].any()) and float(bends[index[:, None], index].max()) <= flat:
             chosen.append(name)
     return tuple(reversed(chosen))
 

@@ -183,6 +183,8 @@ def _in_words(guide: Any) -> str:
     kind = type(guide).__name__ if isinstance(guide, torch.nn.Module) else "a guide by hand"
     if isinstance(guide, LaplaceMixture):
         kind = f"{kind} of {len(guide.components)}"
+    if getattr(guide, "outer", None) == "smc":
+        return f"{kind} particles, taken as they are; judged is what was integrated out at each of them"
     laplace = heaviest(guide)
     if laplace is None:
         return kind

@@ -91,7 +91,7 @@ def importance_resample(
         not call themselves exact, and a warning says so.
 
     Raises:
-        InvalidOption: for an option out of range, or a guide without a density.
+        InvalidOption: for an option out of range, a guide without a density, or a nested one of particles.
         UnsupportedProgram: if the program cannot be traced.
         InvalidData: if `data` cannot be iterated anew, lack values of an observed site, or hold some that are not
             finite.
@@ -101,6 +101,11 @@ def importance_resample(
         _check_count("num_proposals", num_proposals, settings.fewest_draws)
     check_option("moment_matching", moment_matching, (True, False, "auto"))
     refuse_without_density(guide)
+    if getattr(guide, "outer", None) == "smc":
+        raise InvalidOption(
+            "importance_resample draws around a posterior's Gaussians, and those of outer='smc' are points: draw from "
+            "the guide itself, guide.sample_posterior(1000), which diagnose(model, guide, data) judges"
+        )
     data = as_data(data)
     count = max(2 * num_samples, settings.proposals) if num_proposals is None else num_proposals
     with torch.no_grad():

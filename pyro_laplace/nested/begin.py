@@ -1,5 +1,6 @@
 """What is asked of a nested approximation, checked once: the hyper sites, and how the inner problem is solved."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from pyro_laplace.settings import settings
 from pyro_laplace.sparse.rows import NotSparse
 from pyro_laplace.structure.build import check_combination, check_structure
 from pyro_laplace.structure.options import Structure
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +120,18 @@ def _under_readout(of: Conditional, most: float) -> tuple[str, ...]:
     readout = readout_of(program, rows, of.inner)
     work = settings.particles * of.data_size * sum(program.latents[name].size for name in readout)
     under = tuple(name for name in of.inner if name not in readout)
-    depends = {parent for parents in parents_of(program, under, of.chunks[0]).values() for parent in parents}
-    return () if not 0 < work <= most or depends.intersection(readout) else under
+    parents = {parent for found in parents_of(program, under, of.chunks[0]).values() for parent in found}
+    why = ""
+    if not readout:
+        why = "its predictors bend in the weights of each layer"
+    elif depends := parents.intersection(readout):
+        why = f"priors of lower layers depend on {sorted(depends)}"
+    elif work > most:
+        why = f"a move of its particles makes {work:,} numbers, more than settings.particle_work = {int(most):,}"
+    if not why:
+        return under
+    _LOG.info("a network whose layers are not explored, so that its modes are not counted: %s", why)
+    return ()
 
 
 def _tell_of_shared(of: Conditional) -> None:

@@ -94,8 +94,11 @@ def fit_nested_laplace(
         if outer == "auto":
             outer = "smc" if begun.layers else "grid"
         if outer in ("nuts", "smc") and not begun.inner.differentiable:
+            why = "" if free else f", as structure={structure!r} and curvature={curvature!r} ask for"
+            also = "" if free or outer == "nuts" else ", or leave structure= and curvature= out"
             raise InvalidOption(
-                f"outer={outer!r} needs gradients, and curvature={begun.inner.curvature!r} has none: use outer='grid'"
+                f"outer={outer!r} needs gradients, and curvature={begun.inner.curvature!r} has none{why}: use "
+                f"outer='grid'{also}"
             )
         with progress_bar("nested Laplace", None, "point", progress) as bar:
             surface = HyperSurface(begun.of, begun.inner, bar.update)
@@ -123,7 +126,7 @@ def _guide(begun: Nesting, found: OuterPosterior, structure: Structure) -> Neste
     rows = of.theta(torch.stack([p.x for p in found.points]), torch.stack([p.h for p in found.points]))
     hyper = tuple(name for name in of.hyper if name not in begun.layers)
     latents = of.program.latents
-    values = {name: latents[name].constrain(rows[:, latents[name].slice]) for name in hyper}
+    values = {name: latents[name].constrain(rows[:, latents[name].slice]) for name in of.hyper}
     told = hyper, dict(begun.reasons), found.kind, found.failures, values, begun.layers
     return NestedLaplace(components, Explored(found.weights, found.log_evidence, *told))
 
@@ -131,6 +134,8 @@ def _guide(begun: Nesting, found: OuterPosterior, structure: Structure) -> Neste
 def _tell(begun: Nesting) -> None:
     for name, reason in begun.reasons.items():
         _LOG.info("hyper site %r: it %s", name, reason)
+    if begun.layers:
+        _LOG.info("with them the layers %s of a small network, under its last one", list(begun.layers))
 
 
 def _drawn(begun: Nesting, mode: HyperMode, progress: bool) -> Tensor:

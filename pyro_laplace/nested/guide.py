@@ -13,6 +13,7 @@ from pyro_laplace.nested.new_groups import with_new_groups
 from pyro_laplace.nested.node import Node
 from pyro_laplace.posterior.guide import AutoLaplace
 from pyro_laplace.posterior.mixture import LaplaceMixture
+from pyro_laplace.posterior.mixture_density import MixtureDensity
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +53,10 @@ class NestedLaplace(LaplaceMixture):
         reasons: why each is one, where they were found and not named.
         outer: how their posterior was explored: "grid", "laplace", "nuts" or "smc".
         layers: weights of a small network, under its last layer, that were explored with them.
-        hyper_points: hyper site to its values at the points `[points, *shape]`, in its own space.
+        hyper_points: hyper site, or layer, to its values at the points `[points, *shape]`, in its own space.
         weights: w_k [points], float64.
-        failures: points at which the search found no inner mode; they count for nothing.
+        failures: points at which the search found no inner mode, or the density could not be evaluated; they count for
+            nothing. Particles have some, where a path was thrown far off.
         fit_seconds: wall time of `fit_nested_laplace`.
     """
 
@@ -70,7 +72,7 @@ class NestedLaplace(LaplaceMixture):
 
     @property
     def hyper_points(self) -> dict[str, Tensor]:
-        """Hyper site to its values at the points `[points, *shape]`."""
+        """Hyper site, or layer, to its values at the points `[points, *shape]`."""
         return {name: value.to(self.theta.device) for name, value in self.explored.points.items()}
 
     def with_new_groups(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -97,8 +99,12 @@ class NestedLaplace(LaplaceMixture):
         """``log p(y) = log sum_h p(y | h) p(h)``, by the outer approximation."""
         return float(self._log_evidence)
 
+    def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """The mixture as a `MixtureDensity` over all of theta; that of particles has `log_density_by` for density."""
+        return MixtureDensity(self.components, self.weights, join=self.log_density_by if self.outer == "smc" else None)
+
     def log_density_by(self, theta: Tensor, terms: Tensor) -> Tensor:
-        """That of the mixture; of particles ``log p(y, h) N(x; m(h), H^-1)``, by the nested approximation.
+        """That of the mixture; of particles ``log p(h | y) N(x; m(h), H^-1)``, by the nested approximation.
 
         Particles are draws of ``p(h | y)`` that have no density but the one they were moved by: what their weights say
         is how good the inner approximations are.
@@ -117,14 +123,14 @@ class NestedLaplace(LaplaceMixture):
             mine, each = which == number, self.components[number]
             ((index, node),) = each.precision.placed()
             assert isinstance(node, Node)
-            log_q[mine] = each.mode.log_joint + node.log_prob_of_inner((theta[mine] - each.theta)[:, index])
-        return log_q
+            log_q[mine] = each.mode.log_joint + node.log_prob_of_inner((theta[mine] - each.theta)[:, index]).to(log_q)
+        return log_q - self.log_evidence
 
     def __repr__(self) -> str:
         """The hyper sites with the reasons, and how they were explored."""
         told = [f"{name!r} ({self.reasons[name]})" if name in self.reasons else repr(name) for name in self.hyper]
         hyper = ", ".join(told) or "none"
-        layers = f"; with them the layers {', '.join(map(repr, self.layers))}" if self.layers else ""
+        layers = f"; layers explored: {', '.join(map(repr, self.layers))}" if self.layers else ""
         return (
             f"NestedLaplace(hyper: {hyper}{layers}; outer={self.outer!r}, {len(self.weights)} points, "
             f"log_evidence={self.log_evidence:.3f})"

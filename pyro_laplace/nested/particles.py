@@ -215,7 +215,7 @@ def covariance_root(h: Tensor) -> Tensor:
     centred = h - h.mean(0)
     covariance = centred.mT @ centred / len(h)
     own = len(h) / (len(h) + h.shape[1])
-    variance = covariance.diagonal().clamp(min=torch.finfo(h.dtype).tiny)
+    variance = covariance.diagonal().clamp(min=torch.finfo(h.dtype).eps)  # where all are one
     return torch.linalg.cholesky(own * covariance + (1 - own) * torch.diag(variance))
 
 

@@ -27,15 +27,17 @@ class MixtureDensity(TorchDistribution):
         components: `AutoLaplace` posteriors with the same random coordinates.
         weights: w_k, which sum to one [components].
         batch_shape: of the distribution.
+        join: what makes the density of theta [draws, params] and ``log w_k N_k`` [components, draws]; by default the
+            logarithm of their sum.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
     has_rsample = True
 
-    def __init__(self, components: Any, weights: Tensor, batch_shape: Any = ()) -> None:
+    def __init__(self, components: Any, weights: Tensor, batch_shape: Any = (), join: Any = None) -> None:
         self.components: tuple[Any, ...] = tuple(components)
-        self.weights = weights
+        self.weights, self.join = weights, join
         first = self.components[0]
         self.held = torch.ones_like(first.theta, dtype=torch.bool)
         if first.structure != POINT:
@@ -84,7 +86,11 @@ class MixtureDensity(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """``log sum_k w_k N_k``, -inf where the held coordinates are those of no component."""
         own = self._distance(value) == 0
-        return torch.where(own, self.log_terms(value), -math.inf).logsumexp(-1)
+        terms = torch.where(own, self.log_terms(value), -math.inf)
+        if self.join is None:
+            return terms.logsumexp(-1)
+        flat, rows = value.reshape(-1, value.shape[-1]), terms.reshape(-1, terms.shape[-1]).mT
+        return self.join(flat, rows).reshape(terms.shape[:-1])
 
     def component_of(self, theta: Tensor) -> Tensor:
         """The component that theta came from, most probably.
@@ -144,7 +150,7 @@ class MixtureDensity(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "MixtureDensity":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Independent copies."""
-        return MixtureDensity(self.components, self.weights, batch_shape)
+        return MixtureDensity(self.components, self.weights, batch_shape, self.join)
 
     def _averaged(self, values: Tensor) -> Tensor:
         """Of values [components, params] by weight [params]."""

@@ -199,6 +199,8 @@ def _table(rows: Mapping[str, Row], seconds: Mapping[str, float], reference: str
     notes = {name: dict(each.notes) for name, each in rows.items()}
     for name, weight in _stacking(rows).items():
         values[name]["weight"] = weight
+        if math.isnan(weight) and rows[name].elpd.method:
+            notes[name]["weight"] = f"its elpd_loo is {rows[name].elpd.total}: no density of some datum is a number"
     if reference is not None:
         for name, each in rows.items():
             found = distance(each, rows[reference])
@@ -218,8 +220,8 @@ def _table(rows: Mapping[str, Row], seconds: Mapping[str, float], reference: str
 
 
 def _stacking(rows: Mapping[str, Row]) -> dict[str, float]:
-    """Stacking weights of the rows that have a leave-one-out density."""
-    known = {name: each for name, each in rows.items() if each.elpd.method}
+    """Stacking weights of the rows that have a leave-one-out density, where it is a number."""
+    known = {name: each for name, each in rows.items() if each.elpd.method and math.isfinite(each.elpd.total)}
     if len(known) < 2:
         return dict.fromkeys(rows, math.nan) | dict.fromkeys(known, 1.0)
     from arviz_stats.loo import compare as compared

@@ -203,7 +203,7 @@ class Nested:
     particle_path: float = 1.2
     """Length of a move's path, in sd of the cloud: what lies a quarter turn away is independent, at 1.6."""
 
-    particle_leaps: int = 16
+    particle_leaps: int = 32
     """Most steps of one path."""
 
     particle_jitter: float = 0.3

@@ -174,3 +174,25 @@ def test_the_last_layer_is_what_the_predictors_are_linear_in(model, found):
     x = torch.linspace(-2, 2, 9).unsqueeze(-1)
     y = torch.arange(9) % 3 if model is classes else torch.sin(x[:, 0])
     assert last_layer(model, (x, y)) == found
+
+
+def test_the_last_layer_is_found_whatever_the_datas_dtype():
+    def model(x, y=None):
+        w1, w2 = (pyro.sample(n, dist.Normal(torch.zeros(4).float(), 1.0).to_event(1)) for n in ("w1", "w2"))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((torch.tanh(x * w1) * w2).sum(-1), 0.1), obs=y)
+
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).unsqueeze(-1)
+    assert last_layer(model, (x, x[:, 0].sin())) == ("w2",)
+
+
+def test_a_scale_that_no_predictor_depends_on_is_no_part_of_it():
+    def model(x, y=None):
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        w1 = pyro.sample("w1", dist.Normal(torch.zeros(4), scale).to_event(1))
+        w2 = pyro.sample("w2", dist.Normal(torch.zeros(4), scale).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((torch.tanh(x * w1) * w2).sum(-1), 0.1), obs=y)
+
+    x = torch.linspace(-2, 2, 9).unsqueeze(-1)
+    assert last_layer(model, (x, x[:, 0].sin())) == ("w2",)

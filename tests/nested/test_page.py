@@ -23,6 +23,7 @@ def test_the_page_on_hierarchies_runs(capsys):
     assert names["mcmc"].get_samples()["tau"].shape == (15,)
     assert names["marginal"].failures == 0
     assert names["mode"]["tau"] > 0
+    assert names["functions"].shape == (1000, 20)
     assert names["of_network"].layers == ("w1",)
     assert float((names["predicted"].mean - torch.sin(names["x"])).abs().max()) < 0.3
     assert torch.isfinite(guide.hyper_points["tau"]).all()

@@ -273,3 +273,22 @@ def test_a_seed_reproduces_the_table():
         pyro.set_rng_seed(4)
         tables.append(pl.compare(case.model, {"laplace": guide}, case.data, case.data, num_samples=30))
     assert tables[0].drop(columns="predict_seconds").equals(tables[1].drop(columns="predict_seconds"))
+
+
+def test_draws_whose_density_is_no_number_have_no_weight_beside_the_others():
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Poisson((w * x).exp()), obs=y)
+
+    x = torch.linspace(-1, 1, 12)
+    draws = {
+        "one": 0.5 + 0.1 * torch.randn(400),
+        "other": 0.4 + 0.1 * torch.randn(400),
+        "broken": 1e5 * torch.randn(400),
+    }
+    posteriors = {name: {"w": values} for name, values in draws.items()}
+    table = pl.compare(model, posteriors, (x, torch.ones(12)), progress=False)
+    assert float(table.loc[["one", "other"], "weight"].sum()) == pytest.approx(1.0)
+    assert math.isnan(table.loc["broken", "weight"])
+    assert table.attrs["notes"]["weight"] == {"broken": "its elpd_loo is nan: no density of some datum is a number"}
