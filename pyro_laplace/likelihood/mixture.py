@@ -8,6 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_laplace.settings import settings
 from pyro_laplace.unwrap import innermost
 
 
@@ -130,6 +131,22 @@ class DistributionMixture(TorchDistribution):
         """``log sum_k w_k p_k``."""
         log_probs = torch.stack([component.log_prob(value) for component in self.components], -1)
         return (log_probs + self.weights.log().to(log_probs)).logsumexp(-1)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """``sum_k w_k F_k``."""
+        return average(self.weights, [component.cdf(value) for component in self.components])
+
+    @torch.no_grad()
+    def icdf(self, value: Tensor) -> Tensor:
+        """The quantile at a level, between the least and the largest of the components', by bisection."""
+        level = torch.as_tensor(value).to(self.weights.device)
+        each = torch.stack([component.icdf(level.to(component.mean)) for component in self.components])
+        low, high = each.amin(0), each.amax(0)
+        for _ in range(settings.bisections):
+            middle = (low + high) / 2
+            below = self.cdf(middle) < level
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:

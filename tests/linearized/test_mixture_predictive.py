@@ -326,3 +326,15 @@ def test_the_variance_of_a_mixture_asks_each_component_once():
     expected = MixtureSameFamily(torch.distributions.Categorical(weights), torch.distributions.Normal(loc.T, scale.T))
     assert_close(mixture.variance, expected.variance, rtol=1e-12, atol=1e-12)
     assert len(asked) <= 2 * 7
+
+
+def test_quantiles_of_a_mixture_are_where_its_distribution_function_says(float64):
+    weights, loc, scale = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([-2.0, 0.5, 4.0]), torch.tensor([0.5, 2.0, 0.1])
+    mixture = DistributionMixture(weights, [dist.Normal(m.expand(2), s) for m, s in zip(loc, scale, strict=True)])
+    fine = torch.linspace(-15, 15, 300_001)
+    density = (weights * dist.Normal(loc, scale).log_prob(fine.unsqueeze(1)).exp()).sum(1)
+    for level in (0.05, 0.2, 0.5, 0.9):
+        by_sum = fine[torch.searchsorted(density.cumsum(0) * 1e-4, level)]
+        found = mixture.icdf(torch.tensor(level))
+        torch.testing.assert_close(found, by_sum.expand(2), rtol=0, atol=3e-4)
+        torch.testing.assert_close(mixture.cdf(found), torch.full((2,), level))
