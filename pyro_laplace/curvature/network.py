@@ -74,11 +74,11 @@ def readout_of(program: Program, chunk: Chunk, among: Collection[str]) -> tuple[
     with undisturbed(), torch.no_grad():
         try:
             value, pull = puller(predictors, theta)
-            weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-            moved = pull(weights) != 0
-            bends = hessian(lambda at: weights @ predictors(at), theta).abs()
-        except RuntimeError:  # what torch.func cannot run
+        except RuntimeError:  # what torch.func cannot run, as in `is_network`
             return ()
+        weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        moved = pull(weights) != 0
+        bends = hessian(lambda at: weights @ predictors(at), theta).abs()
     flat = float(bends.max()) * settings.rounding * torch.finfo(start.dtype).eps
     chosen: list[str] = []
     for name in reversed([name for name in program.latents if name in among]):

@@ -67,7 +67,7 @@ def fit_nested_laplace(
             its last layer is a linear model, which Laplace integrates out well, and exactly under Normal noise.
 
             "auto": "smc" of a network for which a move of the particles makes at most `settings.particle_work` numbers
-            (some ten units and a hundred data), where neither `structure` nor `curvature` is given; else "grid".
+            (some eight units and sixty data), where neither `structure` nor `curvature` is given; else "grid".
         structure: of the inner precision, as in `laplace_marginal`.
         curvature: of the log likelihood, as in `laplace_marginal`.
         progress: whether to show a progress bar.

@@ -27,7 +27,7 @@ class Explored:
         reasons: why each is one, where they were found.
         kind: "grid", "laplace", "nuts" or "smc".
         failures: hyper points at which there was no inner mode.
-        points: hyper site to its values at the points `[points, *shape]`, in its own space.
+        points: hyper site, or layer, to its values at the points `[points, *shape]`, in its own space.
         layers: weights of a network that were explored with the hyper sites.
     """
 
